@@ -1,0 +1,227 @@
+"""The command line. Each command is a thin layer over the module that does the work.
+
+Modules are imported inside the commands: `condorctl --help` must not wait for SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from condorctl import __version__
+from condorctl.errors import UserError
+
+if TYPE_CHECKING:
+    from condorctl.ledger import Ledger
+
+app = typer.Typer(
+    help="Training pipelines on HTCondor: submit, follow, fetch; one ledger for all of it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+pool_app = typer.Typer(help="The HTCondor pool: the one that is there, or one of your own.",
+                       no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(pool_app, name="pool")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+RunName = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; else the latest.")]
+
+
+def main() -> None:
+    """Entry point: turns an expected failure into one line and an exit code."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader went away (`condorctl status | head`): not an error, and nothing to flush.
+        sys.stdout = None
+        sys.exit(141)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def submit(
+    pipeline: Annotated[str, typer.Argument(help="A name in jobs/, or a YAML file.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a parameter; repeatable."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show progress to the end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Submit a pipeline as a DAG; print the run's name and the DAG's job id.
+
+    With --follow, exits with 1 when the run failed or is stuck.
+    """
+    from condorctl import submit as submission
+
+    ledger = _ledger()
+    run = submission.submit(ledger, pipeline, _settings(set_ or []))
+    view = _view(ledger, run)
+    if as_json and not follow:
+        _print_json(view)
+    elif not as_json:
+        print(f"{run}: DAG job {view['dag']}, folder {view['folder']}", flush=True)
+    if follow:
+        _follow(ledger, run, as_json)
+
+
+@app.command()
+def follow(run: RunName = None, as_json: Json = False) -> None:
+    """Show a run's progress until it ends.
+
+    Exits with 1 when the run failed or is stuck.
+    """
+    ledger = _ledger()
+    _follow(ledger, _view(ledger, run)["run"], as_json)
+
+
+@app.command()
+def status(run: RunName = None, as_json: Json = False) -> None:
+    """Show the stages of a run: state, job, progress, checkpoint; works after the run, too."""
+    from condorctl import events
+    from condorctl import status as statuses
+
+    ledger = _ledger()
+    note = events.sync(ledger)
+    view = _view(ledger, run)
+    if as_json:
+        _print_json({**view, "note": note})
+        return
+    _console().print(statuses.table(view))
+    _complain([*statuses.troubles(view), *([f"last known state: {note}"] if note else [])])
+
+
+@app.command()
+def results(run: RunName = None, as_json: Json = False) -> None:
+    """Print the final figures that a run's stages reported, a row each."""
+    from condorctl import events
+    from condorctl import results as tables
+
+    ledger = _ledger()
+    events.sync(ledger)
+    with ledger.session() as session:
+        name, rows = tables.rows(session, run)
+    if as_json:
+        _print_json({"run": name, "results": rows})
+    elif not rows:
+        raise UserError(f"{name} has reported no results yet: `condorctl status {name}`", 1)
+    else:
+        _console().print(tables.table(name, rows))
+
+
+@app.command()
+def fetch(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="CLUSTER, CLUSTER.PROC or full id.")],
+    path: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATH]...", help="Files in the job's folder.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Where to; else ./fetched/JOB.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring files back from a job: its output, errors and event log, or the paths you name."""
+    from condorctl import events, remote
+
+    ledger = _ledger()
+    events.sync(ledger)
+    files = remote.fetch(ledger, job, path or [], to)
+    if as_json:
+        _print_json({"job": job, "files": files})
+        return
+    for file in files:
+        print(f"{file['target']}  {file['bytes']} bytes  sha256 {file['sha256'][:12]}")
+
+
+@pool_app.command("up")
+def pool_up(
+    cpus: Annotated[int | None, typer.Option(help="Cores to offer; else all.", min=1)] = None,
+    as_json: Json = False,
+) -> None:
+    """Use the pool that is there; else fetch HTCondor and start a personal one. No root needed."""
+
+
+@pool_app.command("down")
+def pool_down(as_json: Json = False) -> None:
+    """Stop the personal pool; leaves no process."""
+
+
+@pool_app.command("status")
+def pool_status(as_json: Json = False) -> None:
+    """Show which pool there is and what it does."""
+
+
+def _ledger() -> Ledger:
+    from condorctl import paths, pool
+    from condorctl.ledger import Ledger
+
+    # First of all: as root this changes who the process is, which only one thread may do.
+    pool.activate()
+    return Ledger(paths.ledger())
+
+
+def _view(ledger: Ledger, run: str | None) -> dict[str, Any]:
+    from condorctl import status as statuses
+    from condorctl.ledger import find_run
+
+    with ledger.session() as session:
+        return statuses.describe(find_run(session, run))
+
+
+def _follow(ledger: Ledger, run: str, as_json: bool) -> None:
+    from condorctl import follow as following
+    from condorctl import status as statuses
+
+    view = following.follow(ledger, run, _console(), quiet=as_json)
+    if as_json:
+        _print_json(view)
+    _complain(statuses.troubles(view))
+    if view["state"] != "done":
+        raise typer.Exit(1)
+
+
+def _settings(pairs: Iterable[str]) -> dict[str, str]:
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {pair}: write it as KEY=VALUE")
+        settings[key] = value
+    return settings
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # A pipe has no width of its own, and a table cut to 80 columns loses what a program looks for.
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, highlight=False)
+
+
+def _complain(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))

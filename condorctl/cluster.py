@@ -1,0 +1,143 @@
+"""The one place that talks to HTCondor's daemons, through its Python bindings (htcondor2).
+
+Ads come back as plain dictionaries. Everything that HTCondor refuses becomes a UserError;
+a schedd that does not answer becomes `Unreachable`, which is never taken for a failed job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from condorctl import pool
+from condorctl.errors import UserError
+
+if TYPE_CHECKING:
+    from condorctl.ledger import LogPosition
+
+Ad = dict[str, Any]
+
+LIVE_ATTRIBUTES = [
+    "ClusterId", "ProcId", "DAGManJobId", "DAGNodeName", "JobStatus", "NumJobStarts", "RemoteHost",
+    "HoldReason", "HoldReasonCode", "HoldReasonSubCode", "ChirpProgress", "ChirpCheckpoint",
+    "TransferringInput", "TransferringOutput", "TransferQueued", "Out", "Err", "Iwd", "Owner",
+]  # fmt: skip
+
+
+class Unreachable(UserError):
+    """The schedd does not answer: what its jobs do is not known now."""
+
+
+@cache
+def _htcondor() -> Any:
+    """The bindings, once the pool to use is settled: they read the configuration on import."""
+    pool.activate()
+    import htcondor2
+
+    return htcondor2
+
+
+@cache
+def _schedd() -> tuple[Any, str]:
+    htcondor = _htcondor()
+    try:
+        location = htcondor.Collector().locate(htcondor.DaemonType.Schedd)
+        return htcondor.Schedd(location), str(location["Name"])
+    except Exception as error:
+        raise Unreachable(f"no schedd answers ({error}): is the pool up? `condorctl pool status`",
+                          3) from None
+
+
+def schedd_name() -> str:
+    """The schedd's name in the pool, the first part of a job's full id.
+
+    Raises Unreachable.
+    """
+    return _schedd()[1]
+
+
+def check_dag(dag: Path) -> None:
+    """Have HTCondor read the DAG and its submit files, which `submit_language` has passed.
+
+    Raises UserError with the file, the line and HTCondor's own words. An HTCondor before 24 has no
+    condor_dag_checker; there DAGMan itself says later what it finds.
+    """
+    _htcondor()
+    command = ["condor_dag_checker", "-json", "-CheckJDL", "-CheckExternalFiles", dag.name]
+    try:
+        answer = subprocess.run(command, cwd=dag.parent, capture_output=True, text=True, timeout=60)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return
+    for problem in json.loads(answer.stdout or "[{}]")[0].get("Errors", []):
+        where = Path(str(problem.get("SourceFile", dag))).name
+        line = problem.get("SourceLine")
+        raise UserError(f"{where}{f':{line}' if line else ''}: {problem.get('Reason')}")
+
+
+def submit_dag(dag: Path, batch_name: str) -> int:
+    """Submit the DAG from its own folder; return the cluster id of its DAGMan job.
+
+    Raises Unreachable when the schedd does not answer, UserError when it refuses.
+    """
+    htcondor = _htcondor()
+    schedd, _ = _schedd()
+    # DAGMan's working directory is the one that is current now.
+    with contextlib.chdir(dag.parent):
+        try:
+            description = htcondor.Submit.from_dag(dag.name, {"BatchName": batch_name})
+            return int(schedd.submit(description).cluster())
+        except htcondor.HTCondorException as error:
+            raise UserError(f"{dag.name}: HTCondor refuses the DAG: {error}") from None
+
+
+def queue(constraint: str, attributes: Sequence[str] = LIVE_ATTRIBUTES) -> list[Ad]:
+    """The jobs in the queue that match, as dictionaries with those `attributes` that they have.
+
+    Raises Unreachable.
+    """
+    schedd, _ = _schedd()
+    try:
+        ads = schedd.query(constraint=constraint, projection=list(attributes))
+    except Exception as error:
+        raise Unreachable(f"the schedd does not answer: {error}", 3) from None
+    return [_plain(ad) for ad in ads]
+
+
+def history(cluster: int, proc: int, attributes: Sequence[str]) -> Ad | None:
+    """The ad of a job that has left the queue, or None when the history has dropped it.
+
+    Raises Unreachable.
+    """
+    schedd, _ = _schedd()
+    constraint = f"ClusterId == {cluster} && ProcId == {proc}"
+    try:
+        found = schedd.history(constraint, list(attributes), match=1)
+    except Exception as error:
+        raise Unreachable(f"the schedd's history does not answer: {error}", 3) from None
+    return _plain(found[0]) if found else None
+
+
+def read_events(path: Path, position: LogPosition) -> Iterator[Ad]:
+    """Events in the job event log at `path` from `position` on, which moves along."""
+    log = _htcondor().JobEventLog(str(path))
+    # The bindings give a log's position away only through its pickled state.
+    state, _ = log.__getstate__()
+    log.__setstate__((state, position.offset))
+    with log:
+        for event in log.events(stop_after=0):
+            position.offset = log.__getstate__()[1]
+            yield {name: event[name] for name in event}
+
+
+def _plain(ad: Any) -> Ad:
+    plain = {}
+    for name in ad:
+        value = ad.eval(name) if hasattr(ad, "eval") else ad[name]
+        if isinstance(value, str | bool | int | float):
+            plain[name] = value
+    return plain

@@ -1,0 +1,307 @@
+"""Event logs into the ledger.
+
+DAGMan writes two logs beside the DAG: ``<dag>.dagman.log`` about its own job and
+``<dag>.nodes.log`` about every job of a node. Both are read from where the last reading stopped.
+See HTCondor's manual, "Job Event Log Codes". What is read twice is recorded once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from condorctl import cluster
+from condorctl.ledger import (
+    Checkpoint, Job, JobState, Ledger, LogPosition, Metric, Result, Run, Stage,
+)  # fmt: skip
+
+# Event types, by the numbers that stand in the log.
+_SUBMIT, _EXECUTE, _EVICTED, _TERMINATED, _ABORTED = 0, 1, 4, 5, 9
+_SUSPENDED, _UNSUSPENDED, _HELD, _RELEASED = 10, 11, 12, 13
+_DISCONNECTED, _RECONNECTED, _RECONNECT_FAILED = 22, 23, 24
+
+_STATES = {
+    _SUBMIT: "idle",
+    _EXECUTE: "running",
+    _EVICTED: "idle",
+    _ABORTED: "removed",
+    _SUSPENDED: "suspended",
+    _UNSUSPENDED: "running",
+    _HELD: "held",
+    _RELEASED: "idle",
+    _DISCONNECTED: "disconnected",
+    _RECONNECTED: "running",
+    _RECONNECT_FAILED: "idle",
+}
+
+# DAGMan's note in a SUBMIT event; the plain form is the one that it wrote before version 24.
+_NODE_NAME = re.compile(r'(?:DAGNodeName = "|DAG Node: )(?P<name>[^"\s]+)')
+
+_METRICS_FILE = "metrics.jsonl"
+Event = dict[str, Any]
+
+
+def sync(ledger: Ledger) -> str | None:
+    """Bring every unfinished run in the ledger up to date.
+
+    Returns None, or in one line why the schedd could not be asked; what the logs say is in the
+    ledger all the same.
+    """
+    with ledger.session() as session:
+        unfinished = list(session.scalars(select(Run).where(Run.finished.is_(None))))
+        for run in unfinished:
+            # DAGMan's own log first: when it says the end, the other log is complete.
+            for event in _new_events(session, Path(f"{run.dag}.dagman.log")):
+                _apply_to_run(run, event)
+            for event in _new_events(session, Path(f"{run.dag}.nodes.log")):
+                _apply_to_job(session, run, event)
+            if run.state == "done" and not all(map(_succeeded, run.stages)):
+                # DAGMan's exit code 0 does not promise that every node ran.
+                run.state = "failed"
+            if run.state == "failed" and not any(stage.jobs for stage in run.stages):
+                run.problem = _last_error(Path(f"{run.dag}.dagman.out"))
+        clusters = [run.cluster for run in unfinished if run.cluster and not run.finished]
+    if not clusters:
+        return None
+    # The schedd may take its time: ask it while nobody waits for the ledger.
+    try:
+        wanted = " || ".join(f"DAGManJobId == {number}" for number in clusters)
+        ads = cluster.queue(wanted)
+    except cluster.Unreachable as error:
+        return str(error)
+    with ledger.session() as session:
+        for ad in ads:
+            _apply_live(session, ad)
+    return None
+
+
+def _succeeded(stage: Stage) -> bool:
+    return bool(stage.jobs) and stage.jobs[-1].state == "completed"
+
+
+def _last_error(path: Path) -> str:
+    """What DAGMan wrote before it gave up without submitting anything."""
+    with suppress(OSError):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        errors = [index for index, line in enumerate(lines) if " ERROR" in line]
+        if errors:
+            # The line before says what the error is about; each starts with date and time.
+            told = lines[max(0, errors[-1] - 1) : errors[-1] + 1]
+            return "; ".join(line.split(" ", 2)[-1] for line in told)
+    return f"see {path}"
+
+
+def _new_events(session: Session, path: Path) -> Iterator[Event]:
+    """Events that were appended to the log at `path` since the last call."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return
+    position = session.get(LogPosition, str(path))
+    if position is None:
+        position = LogPosition(path=str(path), inode=stat.st_ino, offset=0)
+        session.add(position)
+    if position.inode != stat.st_ino or position.offset > stat.st_size:
+        # Another file under the same name: the reader would stay silent for ever.
+        position.inode, position.offset = stat.st_ino, 0
+    if position.offset == stat.st_size:
+        return
+    yield from cluster.read_events(path, position)
+
+
+def _apply_to_run(run: Run, event: Event) -> None:
+    kind, when = event["EventTypeNumber"], _time(event)
+    if kind == _SUBMIT:
+        run.cluster = int(event["Cluster"])
+    if kind == _TERMINATED:
+        code = event.get("ReturnValue")
+        run.exit_code = None if code is None else int(code)
+        run.state = "done" if code == 0 else "failed"
+        run.finished = when
+    elif kind in _STATES:
+        run.state = _STATES[kind]
+        run.finished = when if kind == _ABORTED else None
+    if kind in _STATES or kind == _TERMINATED:
+        run.problem = str(event.get("HoldReason", "")) if kind == _HELD else None
+
+
+def _apply_to_job(session: Session, run: Run, event: Event) -> None:
+    kind, when = event["EventTypeNumber"], _time(event)
+    if kind != _TERMINATED and kind not in _STATES:
+        return
+    number, proc = int(event["Cluster"]), int(event.get("Proc", 0))
+    if kind == _SUBMIT:
+        job = _submitted(session, run, event, number, proc, when)
+    else:
+        job = _find(session, run, number, proc)
+    if job is None:
+        return
+    state, detail = _STATES.get(kind, ""), ""
+    if kind == _TERMINATED:
+        normal = bool(event.get("TerminatedNormally"))
+        code = int(event["ReturnValue"]) if normal else None
+        signal = None if normal else int(event.get("TerminatedBySignal", 0))
+        state = "completed" if code == 0 else "failed"
+        detail = f"exit code {code}" if normal else f"signal {signal}"
+    elif kind == _EXECUTE:
+        detail = _host(event)
+    elif kind in {_HELD, _ABORTED, _EVICTED}:
+        detail = str(event.get("HoldReason") or event.get("Reason") or "")
+    if any(old.state == state and old.time == when and old.detail == detail for old in job.states):
+        return
+    job.states.append(JobState(state=state, time=when, detail=detail))
+    job.state = state
+    if kind == _EXECUTE:
+        job.host, job.started, job.starts = detail, when, job.starts + 1
+    if kind == _TERMINATED:
+        job.exit_code, job.signal = code, signal
+        _read_metrics(session, run, job)
+    if state in {"completed", "failed", "removed"}:
+        job.finished = when
+    if kind == _HELD:
+        job.hold_code = int(event.get("HoldReasonCode", 0))
+        job.hold_subcode = int(event.get("HoldReasonSubCode", 0))
+        job.hold_reason = detail
+
+
+def _submitted(
+    session: Session, run: Run, event: Event, number: int, proc: int, when: float
+) -> Job | None:
+    known = _find(session, run, number, proc)
+    if known:
+        return known
+    note = _NODE_NAME.search(str(event.get("LogNotes", "")))
+    name = note["name"] if note else None
+    stage = next((stage for stage in run.stages if stage.name == name), None)
+    if stage is None:
+        return None
+    job = Job(
+        schedd=run.schedd,
+        cluster=number,
+        proc=proc,
+        attempt=len(stage.jobs) + 1,
+        state="idle",
+        submitted=when,
+        starts=0,
+    )
+    stage.jobs.append(job)
+    session.flush()
+    return job
+
+
+def _find(session: Session, run: Run, number: int, proc: int) -> Job | None:
+    return session.scalar(
+        select(Job)
+        .join(Stage)
+        .where(Stage.run_id == run.id, Job.cluster == number, Job.proc == proc)
+    )
+
+
+def _apply_live(session: Session, ad: cluster.Ad) -> None:
+    """What only the queue knows: progress and checkpoints of a job that has not ended."""
+    job = session.scalar(
+        select(Job)
+        .join(Stage)
+        .join(Run)
+        .where(
+            Run.cluster == ad.get("DAGManJobId"),
+            Run.finished.is_(None),
+            Job.cluster == ad["ClusterId"],
+            Job.proc == ad["ProcId"],
+            Job.finished.is_(None),
+        )
+    )
+    if job is None:
+        return
+    progress = _record(ad.get("ChirpProgress"))
+    if progress and isinstance(progress.get("epoch"), int):
+        job.progress = progress
+    checkpoint = _record(ad.get("ChirpCheckpoint"))
+    if checkpoint:
+        _add_checkpoint(session, job, checkpoint, f"job's sandbox on {job.host}")
+
+
+def _read_metrics(session: Session, run: Run, job: Job) -> None:
+    """The lines that a finished job's ``metrics.jsonl`` holds; lines that are none are passed."""
+    folder = run.path / job.stage.name
+    try:
+        lines = (folder / _METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    metrics: dict[tuple[int, str], Metric] = {}
+    results: list[Result] = []
+    for record in filter(None, map(_record, lines)):
+        kind, epoch = record.get("kind"), record.get("epoch")
+        if kind == "progress" and isinstance(epoch, int):
+            job.progress = {key: record.get(key) for key in ("epoch", "epochs", "metrics")}
+            for name, value in _numbers(record.get("metrics")):
+                # An evicted job may have done an epoch twice: the later line counts.
+                metrics[epoch, name] = Metric(
+                    job_id=job.id, epoch=epoch, name=name, value=value, time=record.get("time")
+                )
+        elif kind == "checkpoint":
+            _add_checkpoint(session, job, record, str(folder / str(record.get("path"))))
+        elif kind == "result" and isinstance(record.get("values"), dict):
+            values = record["values"]
+            results.append(Result(job_id=job.id, position=len(results), values=values))
+    session.add_all([*metrics.values(), *results])
+
+
+def _numbers(metrics: object) -> Iterator[tuple[str, float | None]]:
+    for name, value in metrics.items() if isinstance(metrics, dict) else ():
+        if value is None or (isinstance(value, int | float) and math.isfinite(value)):
+            yield str(name), value
+
+
+def _add_checkpoint(session: Session, job: Job, record: Event, place: str) -> None:
+    values = {key: record.get(key) for key in ("path", "epoch", "bytes", "sha256")}
+    expected = (str, int, int, str)
+    if not all(map(isinstance, values.values(), expected)):
+        return
+    known = session.scalar(
+        select(Checkpoint).where(
+            Checkpoint.job_id == job.id,
+            Checkpoint.path == values["path"],
+            Checkpoint.sha256 == values["sha256"],
+        )
+    )
+    if known:
+        known.place = place
+    else:
+        session.add(Checkpoint(job_id=job.id, place=place, **values))
+
+
+def _record(text: object) -> Event | None:
+    """The JSON object in `text`, or None: a job may write what it likes."""
+    try:
+        value = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _host(event: Event) -> str:
+    """``slot1_1@node``, or the address where HTCondor gives no name."""
+    slot = event.get("SlotName")
+    return str(slot) if slot else re.sub(r"[<>]|\?.*", "", str(event.get("ExecuteHost", "")))
+
+
+def _time(event: Event) -> float:
+    # Without a zone the log means this machine's local time, which is what `timestamp` assumes.
+    return datetime.fromisoformat(str(event["EventTime"])).timestamp()
+
+
+def log_size(run: Run) -> int:
+    """Bytes in the run's event logs, to notice cheaply that something happened."""
+    logs = (f"{run.dag}.dagman.log", f"{run.dag}.nodes.log")
+    return sum(os.path.getsize(log) for log in logs if os.path.exists(log))

@@ -1,0 +1,263 @@
+"""The ledger: what was submitted, what became of it, what it left behind. SQLite, SQLAlchemy 2.
+
+The event logs in the run folders are the truth about jobs; the ledger is what was read from them,
+joined with what only condorctl knows. Times are Unix seconds (UTC) throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import ForeignKey, UniqueConstraint, event, select
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+
+from condorctl.errors import UserError
+
+Json = dict[str, Any]
+_BUSY_TIMEOUT_S = 30
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {Json: sa.JSON, list[str]: sa.JSON}  # noqa: RUF012
+
+
+class Run(Base):
+    """One submission of a pipeline: one DAGMan job."""
+
+    __tablename__ = "run"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    pipeline: Mapped[str]
+    folder: Mapped[str]
+    params: Mapped[Json]
+    owner: Mapped[str]
+    schedd: Mapped[str]
+    submitted: Mapped[float]
+    # None between writing the run's folder and the schedd's answer; found again in the DAG's log.
+    cluster: Mapped[int | None]
+    state: Mapped[str] = mapped_column(default="idle")
+    finished: Mapped[float | None]
+    exit_code: Mapped[int | None]
+    # Why DAGMan itself is held, or what it said when it gave up.
+    problem: Mapped[str | None]
+
+    stages: Mapped[list[Stage]] = relationship(
+        back_populates="run", order_by="Stage.position", cascade="all, delete-orphan"
+    )
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder)
+
+    @property
+    def dag(self) -> Path:
+        """The DAG's file; DAGMan's own files are named after it."""
+        return self.path / f"{self.pipeline}.dag"
+
+
+class Stage(Base):
+    """One node of a run's graph."""
+
+    __tablename__ = "stage"
+    __table_args__ = (UniqueConstraint("run_id", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"))
+    position: Mapped[int]
+    name: Mapped[str]
+    needs: Mapped[list[str]]
+    outputs: Mapped[list[str]]
+    retries: Mapped[int]
+    final_exit_code: Mapped[int | None]
+
+    run: Mapped[Run] = relationship(back_populates="stages")
+    jobs: Mapped[list[Job]] = relationship(
+        back_populates="stage", order_by="Job.attempt", cascade="all, delete-orphan"
+    )
+
+
+class Job(Base):
+    """One HTCondor job of a stage; a retry by DAGMan is another job with the next attempt."""
+
+    __tablename__ = "job"
+    __table_args__ = (UniqueConstraint("schedd", "cluster", "proc", "submitted"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    stage_id: Mapped[int] = mapped_column(ForeignKey("stage.id"))
+    schedd: Mapped[str]
+    cluster: Mapped[int]
+    proc: Mapped[int]
+    attempt: Mapped[int]
+    state: Mapped[str]
+    submitted: Mapped[float]
+    # The latest start and how many there were: an evicted job starts again under the same id.
+    started: Mapped[float | None]
+    starts: Mapped[int] = mapped_column(default=0)
+    finished: Mapped[float | None]
+    host: Mapped[str | None]
+    exit_code: Mapped[int | None]
+    signal: Mapped[int | None]
+    hold_code: Mapped[int | None]
+    hold_subcode: Mapped[int | None]
+    hold_reason: Mapped[str | None]
+    # {"epoch": 3, "epochs": 10, "metrics": {...}}, as the job last said
+    progress: Mapped[Json | None]
+
+    stage: Mapped[Stage] = relationship(back_populates="jobs")
+    states: Mapped[list[JobState]] = relationship(
+        order_by="JobState.id", cascade="all, delete-orphan"
+    )
+    checkpoints: Mapped[list[Checkpoint]] = relationship(
+        order_by="Checkpoint.id", cascade="all, delete-orphan"
+    )
+
+    @property
+    def number(self) -> str:
+        """``cluster.proc``, as condor_q prints it."""
+        return f"{self.cluster}.{self.proc}"
+
+
+class JobState(Base):
+    """A state that a job entered, and when."""
+
+    __tablename__ = "job_state"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("job.id"), index=True)
+    state: Mapped[str]
+    time: Mapped[float]
+    detail: Mapped[str] = mapped_column(default="")
+
+
+class Checkpoint(Base):
+    """A checkpoint that a job said it wrote; `place` is where the newest copy was last known."""
+
+    __tablename__ = "checkpoint"
+    __table_args__ = (UniqueConstraint("job_id", "path", "sha256"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("job.id"))
+    path: Mapped[str]
+    epoch: Mapped[int]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    place: Mapped[str]
+
+
+class Metric(Base):
+    """One number of one epoch."""
+
+    __tablename__ = "metric"
+    __table_args__ = (UniqueConstraint("job_id", "epoch", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("job.id"))
+    epoch: Mapped[int]
+    name: Mapped[str]
+    value: Mapped[float | None]
+    time: Mapped[float | None]
+
+
+class Result(Base):
+    """One row of final results, as the job reported it."""
+
+    __tablename__ = "result"
+    __table_args__ = (UniqueConstraint("job_id", "position"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("job.id"))
+    position: Mapped[int]
+    values: Mapped[Json]
+
+
+class Fetched(Base):
+    """A file brought back by ``condorctl fetch``."""
+
+    __tablename__ = "fetched"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("job.id"))
+    path: Mapped[str]
+    target: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    time: Mapped[float]
+
+
+class LogPosition(Base):
+    """How far an event log was read. Another inode or a smaller size means another file."""
+
+    __tablename__ = "log_position"
+
+    path: Mapped[str] = mapped_column(primary_key=True)
+    inode: Mapped[int]
+    offset: Mapped[int]
+
+
+class Ledger:
+    """The database behind one path; `session` gives one transaction."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Parameters and paths are the user's own business on a shared submit machine.
+            path.touch(mode=0o600)
+        except OSError as error:
+            raise UserError(f"ledger {path}: {error.strerror}; set CONDORCTL_LEDGER") from None
+        self._engine = sa.create_engine(
+            sa.URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_TIMEOUT_S}
+        )
+        event.listen(self._engine, "connect", _configure)
+        event.listen(self._engine, "begin", _begin)
+        with self._readable():
+            Base.metadata.create_all(self._engine)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back on an error.
+
+        It takes the write lock at once, so what is read in it stays true until it ends.
+        """
+        with self._readable(), Session(self._engine) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseError as error:
+            raise UserError(f"ledger {self.path}: {error.orig}") from None
+
+
+def _configure(connection: Any, _: Any) -> None:
+    # The driver's own idea of when a transaction starts is too late for `_begin`.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def find_run(session: Session, name: str | None) -> Run:
+    """The run called `name`, or the latest one.
+
+    Raises UserError when there is none.
+    """
+    latest = select(Run).order_by(Run.id.desc()).limit(1)
+    run = session.scalar(latest if name is None else select(Run).where(Run.name == name))
+    if run:
+        return run
+    if name is None:
+        raise UserError("no run in the ledger yet: `condorctl submit pipeline` starts one", 1)
+    newest = session.scalar(latest)
+    hint = f"the latest is {newest.name}" if newest else "it is empty"
+    raise UserError(f"no run {name!r} in the ledger; {hint}", 1)

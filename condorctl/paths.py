@@ -1,0 +1,71 @@
+"""Where things are: the user's folder, what the package ships, the ledger."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from condorctl.errors import UserError
+
+_PACKAGE = Path(__file__).parent
+
+
+def project() -> Path:
+    """The user's folder: the one in which condorctl was called."""
+    return Path.cwd()
+
+
+def runs() -> Path:
+    """The folder that holds a folder for each run."""
+    return project() / "exp" / "runs"
+
+
+def ledger() -> Path:
+    """The ledger's file: ``$CONDORCTL_LEDGER``, else one per user in the XDG data folder.
+
+    One ledger a user, not one a folder: a job id must be found again from wherever one stands.
+    """
+    chosen = os.environ.get("CONDORCTL_LEDGER")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "condorctl" / "ledger.sqlite"
+
+
+def search(kind: str) -> list[Path]:
+    """Folders that may hold `kind` ("jobs" or "templates"), the user's own first."""
+    # A wheel carries them inside the package; a checkout has them beside it.
+    shipped = _PACKAGE / "share" / kind
+    if not shipped.is_dir():
+        shipped = _PACKAGE.parent / kind
+    return [project() / kind, shipped]
+
+
+def spec(name: str) -> Path:
+    """The file of the pipeline `name`: a path to a YAML file, or a name found in ``jobs/``.
+
+    Raises UserError when there is none, with the names that there are.
+    """
+    if name.endswith((".yaml", ".yml")) or os.sep in name:
+        path = Path(name)
+        if path.is_file():
+            return path
+        raise UserError(f"{name}: no such pipeline file")
+    for folder in search("jobs"):
+        path = folder / f"{name}.yaml"
+        if path.is_file():
+            return path
+    known = sorted({path.stem for folder in search("jobs") for path in folder.glob("*.yaml")})
+    raise UserError(f"no pipeline {name!r} in jobs/: there is {', '.join(known) or 'none'}")
+
+
+def package(name: str) -> Path:
+    """The source folder or file that a spec's ``code:`` entry names.
+
+    The user's own folder wins over a package installed beside condorctl.
+    Raises UserError when neither has it.
+    """
+    for base in (project(), _PACKAGE.parent):
+        if (base / name).exists():
+            return base / name
+    raise UserError(f"code: there is no {name!r} in {project()} nor beside condorctl")

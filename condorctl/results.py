@@ -1,0 +1,49 @@
+"""Tables of final figures, from the rows that stages reported with `job.result`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from condorctl.ledger import Job, Result, Stage, find_run
+
+Row = dict[str, Any]
+
+
+def rows(session: Session, run: str | None) -> tuple[str, list[Row]]:
+    """The name of the run (the latest for None) and its result rows, in the stages' order.
+
+    Raises UserError when there is no such run.
+    """
+    found = find_run(session, run)
+    query = (
+        select(Stage.name, Result.values)
+        .join(Job, Result.job_id == Job.id)
+        .join(Stage, Job.stage_id == Stage.id)
+        .where(Stage.run_id == found.id)
+        .order_by(Stage.position, Job.attempt, Result.position)
+    )
+    return found.name, [{"stage": stage, **values} for stage, values in session.execute(query)]
+
+
+def table(name: str, found: list[Row]) -> Table:
+    """The rows as a table; fractions between 0 and 1 are shown in percent."""
+    columns = list(dict.fromkeys(key for row in found for key in row if key != "stage"))
+    grid = Table(title=f"{name}: results", title_justify="left", box=None, pad_edge=False,
+                 header_style="dim")
+    for column in columns:
+        numeric = any(isinstance(row.get(column), int | float) for row in found)
+        grid.add_column(escape(column), justify="right" if numeric else "left")
+    for row in found:
+        grid.add_row(*(escape(_cell(row.get(column))) for column in columns))
+    return grid
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{100 * value:.1f} %" if 0 <= value <= 1 else f"{value:.4g}"
+    return "" if value is None else str(value)

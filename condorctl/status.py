@@ -1,0 +1,194 @@
+"""A run as its user sees it: one row per stage, from the ledger alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from condorctl import holds
+from condorctl.ledger import Job, Run, Stage
+
+Json = dict[str, Any]
+
+_COLOURS = {
+    "done": "green", "running": "cyan", "held": "bold red", "failed": "bold red",
+    "removed": "red", "disconnected": "yellow", "suspended": "yellow", "retrying": "yellow",
+}  # fmt: skip
+_OPEN = {"idle", "running", "held", "suspended", "disconnected"}
+
+
+def describe(run: Run) -> Json:
+    """The run and its stages as plain data: the ``--json`` output of ``status``.
+
+    Times are Unix seconds, durations seconds; what is not known is null.
+    """
+    end = run.finished or time.time()
+    states = _stage_states(run)
+    return {
+        "run": run.name,
+        "pipeline": run.pipeline,
+        "state": run.state,
+        "dag": _full_id(run.schedd, f"{run.cluster}.0") if run.cluster is not None else None,
+        "folder": run.folder,
+        "params": run.params,
+        "submitted": run.submitted,
+        "finished": run.finished,
+        "elapsed_s": round(end - run.submitted, 1),
+        "exit_code": run.exit_code,
+        "problem": run.problem,
+        "stages": [_stage(stage, states[stage.name]) for stage in run.stages],
+    }
+
+
+def is_stuck(view: Json) -> bool:
+    """Whether nothing will move again before somebody releases a held job."""
+    states = {stage["state"] for stage in view["stages"]}
+    return "held" in states and not states & {"idle", "running", "suspended", "disconnected",
+                                              "ready", "retrying"}
+
+
+def table(view: Json) -> Table:
+    """The run as a table for a terminal."""
+    title = f"{view['run']}  {view['state']}  {duration(view['elapsed_s'])}"
+    if view["dag"]:
+        title += f"  DAG job {view['dag'].partition('#')[2]}"
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for name in ("stage", "state", "job", "attempt", "host", "progress", "elapsed", "checkpoint"):
+        grid.add_column(name, justify="right" if name in {"attempt", "elapsed"} else "left",
+                        no_wrap=name in {"stage", "state", "job", "elapsed"})
+    for stage in view["stages"]:
+        state = Text(stage["state"], style=_COLOURS.get(stage["state"], "dim"))
+        checkpoint = stage["checkpoint"]
+        grid.add_row(
+            stage["stage"],
+            state,
+            stage["job"] or "",
+            str(stage["attempt"] or ""),
+            escape(printable(stage["host"] or "")),
+            escape(progress_text(stage)),
+            duration(stage["elapsed_s"]) if stage["elapsed_s"] is not None else "",
+            f"epoch {checkpoint['epoch']}, {size(checkpoint['bytes'])}" if checkpoint else "",
+        )
+    return grid
+
+
+def troubles(view: Json) -> list[str]:
+    """One line for each stage, or the run itself, that needs its user."""
+    lines = []
+    if view["problem"]:
+        lines.append(f"{view['run']}: DAGMan is {view['state']}: {printable(view['problem'])}")
+    for stage in view["stages"]:
+        hold, name = stage["hold"], f"{stage['stage']} ({stage['job']})"
+        if hold:
+            lines.append(f"{name} is held: {hold['cause']}; {hold['mend']}. "
+                         f"HTCondor says: {printable(hold['reason'])}")
+        elif stage["state"] == "failed" and stage["job"]:
+            lines.append(f"{name} failed with {stage['ended_with']}; "
+                         f"`condorctl fetch {stage['job']}` brings its output")
+    return lines
+
+
+def progress_text(stage: Json) -> str:
+    """``epoch 3/10 loss=0.513``: what the job last said of itself."""
+    if stage["epoch"] is None:
+        return ""
+    numbers = [f"{printable(name)}={value:.4g}" for name, value in stage["metrics"].items()
+               if isinstance(value, int | float)]
+    return " ".join([f"epoch {stage['epoch']}/{stage['epochs']}", *numbers[:2]])
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units, as disk and network makers count."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: what a job wrote must not drive the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _stage_states(run: Run) -> dict[str, str]:
+    states: dict[str, str] = {}
+    for stage in run.stages:
+        states[stage.name] = _stage_state(run, stage, [states[need] for need in stage.needs])
+    return states
+
+
+def _stage_state(run: Run, stage: Stage, needs: Sequence[str]) -> str:
+    if not stage.jobs:
+        if run.finished or any(need in {"failed", "removed", "not run"} for need in needs):
+            return "not run"
+        return "ready" if all(need == "done" for need in needs) else "waiting"
+    job = stage.jobs[-1]
+    if job.state == "completed":
+        return "done"
+    if job.state in _OPEN or run.finished:
+        return job.state
+    final = job.exit_code is not None and job.exit_code == stage.final_exit_code
+    return job.state if final or job.attempt > stage.retries else "retrying"
+
+
+def _stage(stage: Stage, state: str) -> Json:
+    job = stage.jobs[-1] if stage.jobs else None
+    row: Json = {"stage": stage.name, "state": state, "needs": stage.needs}
+    progress = (job.progress if job else None) or {}
+    metrics = progress.get("metrics")
+    row |= {
+        "job": job.number if job else None,
+        "id": _full_id(job.schedd, job.number) if job else None,
+        "attempt": job.attempt if job else None,
+        "starts": job.starts if job else 0,
+        "host": job.host if job else None,
+        "epoch": progress.get("epoch"),
+        "epochs": progress.get("epochs"),
+        "metrics": metrics if isinstance(metrics, dict) else {},
+        "elapsed_s": _elapsed(job) if job else None,
+        "ended_with": _ended_with(job) if job else None,
+        "hold": _hold(job) if job and job.state == "held" else None,
+        "checkpoint": None,
+    }
+    if job and job.checkpoints:
+        last = job.checkpoints[-1]
+        row["checkpoint"] = {"path": last.path, "epoch": last.epoch, "bytes": last.bytes,
+                             "sha256": last.sha256, "place": last.place}
+    return row
+
+
+def _elapsed(job: Job) -> float | None:
+    if job.started is None:
+        return None
+    end = job.finished or (time.time() if job.state in _OPEN - {"idle", "held"} else None)
+    return round(end - job.started, 1) if end else None
+
+
+def _ended_with(job: Job) -> str | None:
+    if job.signal is not None:
+        return f"signal {job.signal}"
+    return f"exit code {job.exit_code}" if job.exit_code is not None else None
+
+
+def _hold(job: Job) -> Json:
+    hold = holds.explain(job.hold_code, job.hold_subcode, job.number)
+    return {"code": job.hold_code, "subcode": job.hold_subcode, "cause": hold.cause,
+            "mend": hold.mend, "reason": job.hold_reason or ""}
+
+
+def _full_id(schedd: str, number: str) -> str:
+    return f"{schedd}#{number}"

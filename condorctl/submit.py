@@ -1,0 +1,99 @@
+"""From a spec to a running DAG, with nothing half-written when something is wrong."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from condorctl import cluster, paths, pool, render, spec
+from condorctl.errors import UserError
+from condorctl.ledger import Ledger, Run, Stage
+from condorctl.spec import Pipeline
+
+
+def submit(ledger: Ledger, name: str, settings: Mapping[str, str]) -> str:
+    """Submit the pipeline `name` with its parameters set; return the run's name.
+
+    Raises UserError when the spec, a template or a file is wrong, or the schedd does not answer;
+    then there is neither a folder nor an entry of the run.
+    """
+    file = paths.spec(name)
+    pipeline = spec.load(file, settings)
+    schedd = cluster.schedd_name()
+    runs = paths.runs()
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".new-", dir=runs))
+    except OSError as error:
+        raise UserError(f"{runs}: {error.strerror}") from None
+    try:
+        # The name is in the rendered files, so it is chosen first and taken by the rename.
+        with ledger.session() as session:
+            run = _entry(session, pipeline, runs, schedd)
+            dag = render.render(pipeline, run.name, draft, _python())
+            cluster.check_dag(dag)
+            shutil.copy2(file, draft / "spec.yaml")
+            draft.chmod(0o755)
+            draft.rename(run.path)
+            session.add(run)
+            chosen, folder = run.name, run.path
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    try:
+        cluster_id = cluster.submit_dag(folder / dag.name, chosen)
+    except BaseException:
+        with ledger.session() as session:
+            session.delete(session.scalars(select(Run).where(Run.name == chosen)).one())
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    with ledger.session() as session:
+        session.scalars(select(Run).where(Run.name == chosen)).one().cluster = cluster_id
+    return chosen
+
+
+def _entry(session: Session, pipeline: Pipeline, runs: Path, schedd: str) -> Run:
+    taken = set(session.scalars(select(Run.name)))
+    taken |= {path.name for path in runs.iterdir()}
+    number = 1
+    while f"{pipeline.name}-{number}" in taken:
+        number += 1
+    name = f"{pipeline.name}-{number}"
+    return Run(
+        name=name,
+        pipeline=pipeline.name,
+        folder=str((runs / name).absolute()),
+        params=dict(pipeline.params),
+        owner=getpass.getuser(),
+        schedd=schedd,
+        submitted=time.time(),
+        stages=[
+            Stage(
+                name=stage.name,
+                position=position,
+                needs=stage.upstream(pipeline.stages),
+                outputs=stage.outputs,
+                retries=stage.retries,
+                final_exit_code=stage.final_exit_code,
+            )
+            for position, stage in enumerate(pipeline.stages[n] for n in pipeline.order())
+        ],
+    )
+
+
+def _python() -> list[str]:
+    """What ``python`` at the head of a command is on the execute node."""
+    # A personal pool's jobs run on this machine, where this interpreter has all they import;
+    # anywhere else only what the node itself calls python3 can be counted on.
+    if pool.activate():
+        return [os.path.abspath(sys.executable)]
+    return ["/usr/bin/env", "python3"]
