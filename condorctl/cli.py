@@ -5,9 +5,12 @@ Modules are imported inside the commands: `condorctl --help` must not wait for S
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +20,9 @@ from condorctl import __version__
 from condorctl.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from condorctl import pool
     from condorctl.ledger import Ledger
 
 app = typer.Typer(
@@ -26,12 +32,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-pool_app = typer.Typer(help="The HTCondor pool: the one that is there, or one of your own.",
-                       no_args_is_help=True, rich_markup_mode=None)
+pool_app = typer.Typer(
+    help="The HTCondor pool: the one that is there, or one of your own.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(pool_app, name="pool")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-RunName = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; else the latest.")]
+RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="A run; else the latest.")]
 
 
 def main() -> None:
@@ -133,7 +142,7 @@ def results(run: RunName = None, as_json: Json = False) -> None:
 def fetch(
     job: Annotated[str, typer.Argument(metavar="JOB", help="CLUSTER, CLUSTER.PROC or full id.")],
     path: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATH]...", help="Files in the job's folder.")
+        list[str] | None, typer.Argument(metavar="PATH", help="Files in the job's folder.")
     ] = None,
     to: Annotated[
         Path | None, typer.Option("--to", metavar="DIR", help="Where to; else ./fetched/JOB.")
@@ -145,7 +154,8 @@ def fetch(
 
     ledger = _ledger()
     events.sync(ledger)
-    files = remote.fetch(ledger, job, path or [], to)
+    with _progress(quiet=as_json or not sys.stderr.isatty()) as progress:
+        files = remote.fetch(ledger, job, path or [], to, progress)
     if as_json:
         _print_json({"job": job, "files": files})
         return
@@ -158,25 +168,95 @@ def pool_up(
     cpus: Annotated[int | None, typer.Option(help="Cores to offer; else all.", min=1)] = None,
     as_json: Json = False,
 ) -> None:
-    """Use the pool that is there; else fetch HTCondor and start a personal one. No root needed."""
+    """Use the pool that is there; else fetch HTCondor and start a personal one, without root."""
+    from condorctl import pool
+
+    with _progress(quiet=as_json) as progress:
+        _print_pool(pool.up(cpus, progress), as_json)
 
 
 @pool_app.command("down")
 def pool_down(as_json: Json = False) -> None:
-    """Stop the personal pool; leaves no process."""
+    """Stop the personal pool; leaves no process. Its queue is there again at the next `up`."""
+    from condorctl import pool
+
+    _print_pool(pool.down(), as_json)
 
 
 @pool_app.command("status")
 def pool_status(as_json: Json = False) -> None:
-    """Show which pool there is and what it does."""
+    """Show which pool there is and what it does; exits with 3 when none answers."""
+    from condorctl import pool
+
+    state = pool.status()
+    _print_pool(state, as_json)
+    if state.state == "down":
+        raise typer.Exit(3)
+
+
+@pool_app.command(
+    "run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+def pool_run(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="E.g. condor_q.")],
+) -> None:
+    """Run one of HTCondor's own tools on this pool: `condorctl pool run condor_q -nobatch`."""
+    from condorctl import pool
+
+    pool.activate()
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        raise UserError(f"{command[0]}: {error.strerror}", 127) from None
+
+
+def _print_pool(state: pool.Status, as_json: bool) -> None:
+    if as_json:
+        _print_json(dataclasses.asdict(state))
+        return
+    words = [f"{state.where} pool {state.state}"]
+    if state.state == "up":
+        words += [f"HTCondor {state.version}", f"schedd {state.schedd}", f"{state.cpus} cores"]
+        words += [f"jobs: {state.running} running, {state.idle} idle, {state.held} held"]
+    print(", ".join(words))
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal; elsewhere a line for each thing that begins."""
+    if quiet or not sys.stderr.isatty():
+        told: set[str] = set()
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in told and not quiet:
+                told.add(what)
+                print(f"{what} ...", file=sys.stderr, flush=True)
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def draw(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=None)
+            bars.update(tasks[what], completed=done, total=total or None)
+
+        yield draw
 
 
 def _ledger() -> Ledger:
     from condorctl import paths, pool
     from condorctl.ledger import Ledger
 
-    # First of all: as root this changes who the process is, which only one thread may do.
-    pool.activate()
+    # As root this changes who the process is, which only its first thread may do. What needs a
+    # pool says so itself: a finished run can be looked at without one.
+    with contextlib.suppress(UserError):
+        pool.activate()
     return Ledger(paths.ledger())
 
 
@@ -192,7 +272,11 @@ def _follow(ledger: Ledger, run: str, as_json: bool) -> None:
     from condorctl import follow as following
     from condorctl import status as statuses
 
-    view = following.follow(ledger, run, _console(), quiet=as_json)
+    try:
+        view = following.follow(ledger, run, _console(), quiet=as_json)
+    except KeyboardInterrupt:
+        _complain([f"{run} goes on; `condorctl follow {run}` shows it again"])
+        raise
     if as_json:
         _print_json(view)
     _complain(statuses.troubles(view))

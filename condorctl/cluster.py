@@ -35,8 +35,12 @@ class Unreachable(UserError):
 
 @cache
 def _htcondor() -> Any:
-    """The bindings, once the pool to use is settled: they read the configuration on import."""
-    pool.activate()
+    """The bindings. They read the configuration on import, so the pool is settled before.
+
+    Without a pool they still read event logs.
+    """
+    with contextlib.suppress(UserError):
+        pool.activate()
     import htcondor2
 
     return htcondor2
@@ -46,11 +50,14 @@ def _htcondor() -> Any:
 def _schedd() -> tuple[Any, str]:
     htcondor = _htcondor()
     try:
+        pool.activate()
         location = htcondor.Collector().locate(htcondor.DaemonType.Schedd)
         return htcondor.Schedd(location), str(location["Name"])
+    except UserError as error:
+        raise Unreachable(str(error), 3) from None
     except Exception as error:
-        raise Unreachable(f"no schedd answers ({error}): is the pool up? `condorctl pool status`",
-                          3) from None
+        message = f"no schedd answers ({error}): is the pool up? `condorctl pool status`"
+        raise Unreachable(message, 3) from None
 
 
 def schedd_name() -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,7 +21,15 @@ from sqlalchemy.orm import Session
 
 from condorctl import cluster
 from condorctl.ledger import (
-    Checkpoint, Job, JobState, Ledger, LogPosition, Metric, Result, Run, Stage,
+    Checkpoint,
+    Job,
+    JobState,
+    Ledger,
+    LogPosition,
+    Metric,
+    Result,
+    Run,
+    Stage,
 )  # fmt: skip
 
 # Event types, by the numbers that stand in the log.
@@ -57,32 +64,35 @@ def sync(ledger: Ledger) -> str | None:
     Returns None, or in one line why the schedd could not be asked; what the logs say is in the
     ledger all the same.
     """
-    with ledger.session() as session:
-        unfinished = list(session.scalars(select(Run).where(Run.finished.is_(None))))
-        for run in unfinished:
-            # DAGMan's own log first: when it says the end, the other log is complete.
-            for event in _new_events(session, Path(f"{run.dag}.dagman.log")):
-                _apply_to_run(run, event)
-            for event in _new_events(session, Path(f"{run.dag}.nodes.log")):
-                _apply_to_job(session, run, event)
-            if run.state == "done" and not all(map(_succeeded, run.stages)):
-                # DAGMan's exit code 0 does not promise that every node ran.
-                run.state = "failed"
-            if run.state == "failed" and not any(stage.jobs for stage in run.stages):
-                run.problem = _last_error(Path(f"{run.dag}.dagman.out"))
-        clusters = [run.cluster for run in unfinished if run.cluster and not run.finished]
-    if not clusters:
-        return None
-    # The schedd may take its time: ask it while nobody waits for the ledger.
     try:
-        wanted = " || ".join(f"DAGManJobId == {number}" for number in clusters)
-        ads = cluster.queue(wanted)
+        with ledger.session() as session:
+            unfinished = list(session.scalars(select(Run).where(Run.finished.is_(None))))
+            for run in unfinished:
+                _read_logs(session, run)
+            clusters = [run.cluster for run in unfinished if run.cluster and not run.finished]
+        if not clusters:
+            return None
+        # The schedd may take its time: ask it while nobody waits for the ledger.
+        ads = cluster.queue(" || ".join(f"DAGManJobId == {number}" for number in clusters))
     except cluster.Unreachable as error:
         return str(error)
     with ledger.session() as session:
         for ad in ads:
             _apply_live(session, ad)
     return None
+
+
+def _read_logs(session: Session, run: Run) -> None:
+    # DAGMan's own log first: when it says the end, the other log is complete.
+    for event in _new_events(session, Path(f"{run.dag}.dagman.log")):
+        _apply_to_run(run, event)
+    for event in _new_events(session, Path(f"{run.dag}.nodes.log")):
+        _apply_to_job(session, run, event)
+    if run.state == "done" and not all(map(_succeeded, run.stages)):
+        # DAGMan's exit code 0 does not promise that every node ran.
+        run.state = "failed"
+    if run.state == "failed" and not any(stage.jobs for stage in run.stages):
+        run.problem = _last_error(Path(f"{run.dag}.dagman.out"))
 
 
 def _succeeded(stage: Stage) -> bool:
@@ -299,9 +309,3 @@ def _host(event: Event) -> str:
 def _time(event: Event) -> float:
     # Without a zone the log means this machine's local time, which is what `timestamp` assumes.
     return datetime.fromisoformat(str(event["EventTime"])).timestamp()
-
-
-def log_size(run: Run) -> int:
-    """Bytes in the run's event logs, to notice cheaply that something happened."""
-    logs = (f"{run.dag}.dagman.log", f"{run.dag}.nodes.log")
-    return sum(os.path.getsize(log) for log in logs if os.path.exists(log))

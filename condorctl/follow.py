@@ -56,7 +56,11 @@ def _tell(view: dict[str, Any], told: dict[str, tuple[str, int | None]], console
         seen = (stage["state"], stage["epoch"])
         if told.get(stage["stage"], ("waiting", None)) != seen:
             told[stage["stage"]] = seen
-            parts = [status.duration(view["elapsed_s"]), stage["stage"], stage["state"],
-                     stage["job"] or "", status.progress_text(stage)]
+            parts = [
+                status.duration(view["elapsed_s"]),
+                stage["stage"],
+                stage["state"],
+                stage["job"] or "",
+                status.progress_text(stage),
+            ]
             console.print("  ".join(filter(None, parts)), markup=False)
-

@@ -64,11 +64,11 @@ def save(path: str | os.PathLike[str], write: Callable[[str], object], epoch: in
     partial = target.with_name(f".{target.name}.partial")
     try:
         write(str(partial))
-        with open(partial, "rb+") as file:
+        with partial.open("rb+") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
             os.fsync(file.fileno())
-        os.replace(partial, target)
+        partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
     record = {"path": str(target), "epoch": epoch, "bytes": size, "sha256": digest}
@@ -94,7 +94,7 @@ def _numbers(metrics: dict[str, float]) -> dict[str, float | None]:
 def _append(kind: str, record: dict[str, Any]) -> None:
     line = json.dumps({"kind": kind, "time": round(time.time(), 3), **record}, allow_nan=False)
     # One write call a line: a reader never sees half of one.
-    with open(METRICS_FILE, "a", encoding="utf-8") as file:
+    with Path(METRICS_FILE).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 

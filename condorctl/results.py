@@ -33,8 +33,9 @@ def rows(session: Session, run: str | None) -> tuple[str, list[Row]]:
 def table(name: str, found: list[Row]) -> Table:
     """The rows as a table; fractions between 0 and 1 are shown in percent."""
     columns = list(dict.fromkeys(key for row in found for key in row if key != "stage"))
-    grid = Table(title=f"{name}: results", title_justify="left", box=None, pad_edge=False,
-                 header_style="dim")
+    grid = Table(
+        title=f"{name}: results", title_justify="left", box=None, pad_edge=False, header_style="dim"
+    )
     for column in columns:
         numeric = any(isinstance(row.get(column), int | float) for row in found)
         grid.add_column(escape(column), justify="right" if numeric else "left")

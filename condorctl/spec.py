@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jinja2
-import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from condorctl import submit_language
+from condorctl import submit_language, yaml_text
 from condorctl.errors import UserError
 
 Scalar = str | bool | int | float
@@ -111,35 +110,9 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines: dict[tuple[str, ...], int] = {}
-        try:
-            text = path.read_text(encoding="utf-8")
-            self._note_lines(yaml.compose(text, Loader=yaml.SafeLoader), ())
-            self.data = yaml.safe_load(text)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: is not UTF-8 text") from None
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f":{mark.line + 1}" if mark else ""
-            problem = getattr(error, "problem", None) or error
-            raise UserError(f"{path}{where}: not valid YAML: {problem}") from None
+        self.data, self.lines = yaml_text.read(path)
         if not isinstance(self.data, dict):
             raise UserError(f"{path}: must be a mapping with a key 'stages'")
-
-    def _note_lines(self, node: yaml.Node | None, at: tuple[str, ...]) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                here = (*at, str(key.value))
-                if key.value == "<<":
-                    continue
-                line = key.start_mark.line + 1
-                if here in self.lines:
-                    # YAML lets the last one win, and half of a pipeline would be gone in silence.
-                    raise UserError(f"{self.path}:{line}: {'.'.join(here)}: stands here twice")
-                self.lines[here] = line
-                self._note_lines(value, here)
 
     def fail(self, at: tuple[str, ...], message: str) -> UserError:
         """An error at the key `at`, with the line of the nearest key that the file has."""
@@ -179,8 +152,8 @@ class _Reader:
             )
         except ValidationError as error:
             first = error.errors()[0]
-            at = tuple(str(part) for part in first["loc"])
-            raise self.fail(at, f"{first['msg']}, not {_short(first['input'])}") from None
+            loc = tuple(str(part) for part in first["loc"])
+            raise self.fail(loc, f"{first['msg']}, not {_short(first['input'])}") from None
         self._check_references(pipeline)
         return pipeline
 
@@ -209,8 +182,9 @@ class _Reader:
             params[str(key)] = value
         for key, text in settings.items():
             if key not in params:
-                raise UserError(f"--set {key}: {self.path} has no such parameter"
-                                f"{_suggest(key, params)}")
+                raise UserError(
+                    f"--set {key}: {self.path} has no such parameter{_suggest(key, params)}"
+                )
             params[key] = _like(params[key], text, f"--set {key}")
         for key, final in params.items():
             where = f"--set {key}" if key in settings else f"{self.path}: params.{key}"
@@ -226,7 +200,7 @@ class _Reader:
         if not isinstance(value, str):
             # A command's words and an environment's values may be written as bare numbers.
             text_wanted = at[2:3] in {("command",), ("environment",)} and len(at) > 3
-            return str(value) if text_wanted and value is not None else value
+            return yaml_text.text(value) if text_wanted and value is not None else value
         try:
             text = _JINJA.from_string(value).render(params)
         except jinja2.UndefinedError as error:
@@ -275,7 +249,7 @@ class _Reader:
 
 
 # A spec comes from other people too, so its text can name parameters and call nothing else.
-_JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+_JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, finalize=yaml_text.text)
 _JINJA.globals.clear()
 
 
@@ -294,7 +268,7 @@ def _like(default: Scalar, text: str, where: str) -> Scalar:
         if isinstance(default, int):
             return int(text)
         if isinstance(default, float):
-            return float(text)
+            return yaml_text.Written(text)
     except (KeyError, ValueError):
         kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
         raise UserError(f"{where}: must be {kind}, not {text!r}") from None

@@ -48,8 +48,16 @@ def describe(run: Run) -> Json:
 def is_stuck(view: Json) -> bool:
     """Whether nothing will move again before somebody releases a held job."""
     states = {stage["state"] for stage in view["stages"]}
-    return "held" in states and not states & {"idle", "running", "suspended", "disconnected",
-                                              "ready", "retrying"}
+    if view["state"] == "held":
+        return True
+    return "held" in states and not states & {
+        "idle",
+        "running",
+        "suspended",
+        "disconnected",
+        "ready",
+        "retrying",
+    }
 
 
 def table(view: Json) -> Table:
@@ -59,8 +67,11 @@ def table(view: Json) -> Table:
         title += f"  DAG job {view['dag'].partition('#')[2]}"
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
     for name in ("stage", "state", "job", "attempt", "host", "progress", "elapsed", "checkpoint"):
-        grid.add_column(name, justify="right" if name in {"attempt", "elapsed"} else "left",
-                        no_wrap=name in {"stage", "state", "job", "elapsed"})
+        grid.add_column(
+            name,
+            justify="right" if name in {"attempt", "elapsed"} else "left",
+            no_wrap=name in {"stage", "state", "job", "elapsed"},
+        )
     for stage in view["stages"]:
         state = Text(stage["state"], style=_COLOURS.get(stage["state"], "dim"))
         checkpoint = stage["checkpoint"]
@@ -85,11 +96,15 @@ def troubles(view: Json) -> list[str]:
     for stage in view["stages"]:
         hold, name = stage["hold"], f"{stage['stage']} ({stage['job']})"
         if hold:
-            lines.append(f"{name} is held: {hold['cause']}; {hold['mend']}. "
-                         f"HTCondor says: {printable(hold['reason'])}")
+            lines.append(
+                f"{name} is held: {hold['cause']}; {hold['mend']}. "
+                f"HTCondor says: {printable(hold['reason'])}"
+            )
         elif stage["state"] == "failed" and stage["job"]:
-            lines.append(f"{name} failed with {stage['ended_with']}; "
-                         f"`condorctl fetch {stage['job']}` brings its output")
+            lines.append(
+                f"{name} failed with {stage['ended_with']}; "
+                f"`condorctl fetch {stage['job']}` brings its output"
+            )
     return lines
 
 
@@ -97,8 +112,11 @@ def progress_text(stage: Json) -> str:
     """``epoch 3/10 loss=0.513``: what the job last said of itself."""
     if stage["epoch"] is None:
         return ""
-    numbers = [f"{printable(name)}={value:.4g}" for name, value in stage["metrics"].items()
-               if isinstance(value, int | float)]
+    numbers = [
+        f"{printable(name)}={value:.4g}"
+        for name, value in stage["metrics"].items()
+        if isinstance(value, int | float)
+    ]
     return " ".join([f"epoch {stage['epoch']}/{stage['epochs']}", *numbers[:2]])
 
 
@@ -166,8 +184,13 @@ def _stage(stage: Stage, state: str) -> Json:
     }
     if job and job.checkpoints:
         last = job.checkpoints[-1]
-        row["checkpoint"] = {"path": last.path, "epoch": last.epoch, "bytes": last.bytes,
-                             "sha256": last.sha256, "place": last.place}
+        row["checkpoint"] = {
+            "path": last.path,
+            "epoch": last.epoch,
+            "bytes": last.bytes,
+            "sha256": last.sha256,
+            "place": last.place,
+        }
     return row
 
 
@@ -186,8 +209,13 @@ def _ended_with(job: Job) -> str | None:
 
 def _hold(job: Job) -> Json:
     hold = holds.explain(job.hold_code, job.hold_subcode, job.number)
-    return {"code": job.hold_code, "subcode": job.hold_subcode, "cause": hold.cause,
-            "mend": hold.mend, "reason": job.hold_reason or ""}
+    return {
+        "code": job.hold_code,
+        "subcode": job.hold_subcode,
+        "cause": hold.cause,
+        "mend": hold.mend,
+        "reason": job.hold_reason or "",
+    }
 
 
 def _full_id(schedd: str, number: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import shutil
 import sys
 import tempfile
@@ -94,6 +93,6 @@ def _python() -> list[str]:
     """What ``python`` at the head of a command is on the execute node."""
     # A personal pool's jobs run on this machine, where this interpreter has all they import;
     # anywhere else only what the node itself calls python3 can be counted on.
-    if pool.activate():
-        return [os.path.abspath(sys.executable)]
+    if pool.activate().where == "personal":
+        return [sys.executable]
     return ["/usr/bin/env", "python3"]

@@ -1,0 +1,59 @@
+# Two commands: `make demo` runs the main job, `make test` passes the tests. Both set up all they need.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PYTHON ?= python3
+
+.PHONY: help demo test check format setup clean
+
+help:
+	@echo "make demo    the four-stage pipeline on a personal HTCondor pool, with its table"
+	@echo "make test    every test, on a real pool"
+	@echo "make check   lint, types and unit tests, in a minute"
+	@echo "make format  write the code the way check wants it"
+	@echo "make clean   stop the personal pool, remove what make has built"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@PYTHON="$(PYTHON)" sh -c '$(need_python)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	@echo "Installing condorctl, torch and the test tools (5 GB, two minutes or more) ..."
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off --quiet --editable '.[robust,dev]'
+	@touch $@
+
+# Debian keeps venv apart from Python; everything else comes from PyPI or `condorctl pool up`.
+define need_python
+"$$PYTHON" -c "import ensurepip, venv" 2>/dev/null && exit 0; \
+if ! command -v apt-get >/dev/null; then echo "error: needs Python 3.11 or later with venv" >&2; exit 1; fi; \
+if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq python3 python3-venv; \
+else echo "error: needs venv; run: sudo apt-get install -y python3 python3-venv" >&2; exit 1; fi
+endef
+
+demo: $(STAMP)
+	@$(BIN)/condorctl pool up
+	@$(BIN)/condorctl submit pipeline --follow
+	@$(BIN)/condorctl results
+
+test: $(STAMP)
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/pytest
+
+check: $(STAMP) lint
+	$(BIN)/pytest -q tests/unit
+
+.PHONY: lint
+lint: $(STAMP)
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format --quiet .
+	$(BIN)/ruff check --quiet --fix .
+
+clean:
+	-$(BIN)/condorctl pool down
+	rm -rf $(VENV)

@@ -1,0 +1,5 @@
+"""``python -m condorctl``: the same as the command `condorctl`."""
+
+from condorctl.cli import main
+
+main()

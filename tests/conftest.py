@@ -1,0 +1,50 @@
+"""What every test shares: a folder, a ledger and a HOME of its own, and the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Condorctl = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of the user's, the current one, with a ledger of its own."""
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    (folder / "jobs").mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CONDORCTL_LEDGER", str(tmp_path / "ledger.sqlite"))
+    return folder
+
+
+@pytest.fixture
+def condorctl(project: Path) -> Condorctl:
+    """Run the real command line in the project's folder."""
+
+    def run(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "condorctl", *words],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=timeout,
+        )
+
+    return run
+
+
+def one_error_line(answer: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a refusal: exit code other than 0, nothing on stdout, no traceback."""
+    assert answer.returncode not in (0, -11), answer
+    assert answer.stdout == ""
+    lines = answer.stderr.strip().splitlines()
+    assert len(lines) == 1, answer.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]

@@ -1,0 +1,104 @@
+"""A real HTCondor pool for the tests, started once and stopped at the end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Condorctl
+
+Status = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Path]:
+    """A personal pool with eight slots' worth of cores; its jobs mostly sleep."""
+    # Not below pytest's folder: the path of a Unix socket holds some hundred characters.
+    with tempfile.TemporaryDirectory(prefix="pool-") as state, pytest.MonkeyPatch.context() as env:
+        env.setenv("XDG_STATE_HOME", state)
+        env.delenv("CONDOR_CONFIG", raising=False)
+        command = [sys.executable, "-m", "condorctl", "pool"]
+        subprocess.run([*command, "up", "--cpus", "8"], check=True, stdin=subprocess.DEVNULL)
+        try:
+            yield Path(state) / "condorctl" / "pool"
+        finally:
+            subprocess.run([*command, "down"], check=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def condor(pool: Path, condorctl: Condorctl) -> Callable[..., str]:
+    """Run one of HTCondor's own tools on the test pool; return what it printed."""
+
+    def run(*words: str) -> str:
+        answer = condorctl("pool", "run", *words)
+        assert answer.returncode == 0, answer
+        return answer.stdout
+
+    return run
+
+
+@pytest.fixture
+def submit(pool: Path, project: Path, condorctl: Condorctl) -> Callable[..., str]:
+    """Write a spec into the project, submit it, return the run's name."""
+
+    def run(text: str, *words: str) -> str:
+        (project / "jobs" / "test.yaml").write_text(text, encoding="utf-8")
+        answer = condorctl("submit", "test", "--json", *words)
+        assert answer.returncode == 0, answer
+        return str(json.loads(answer.stdout)["run"])
+
+    return run
+
+
+@pytest.fixture
+def status(condorctl: Condorctl) -> Callable[[str], Status]:
+    """The run as `condorctl status --json` shows it, its stages by name."""
+
+    def run(name: str) -> Status:
+        view: Status = json.loads(condorctl("status", name, "--json").stdout)
+        view["stages"] = {stage["stage"]: stage for stage in view["stages"]}
+        return view
+
+    return run
+
+
+@pytest.fixture
+def wait(status: Callable[[str], Status]) -> Callable[..., Status]:
+    """Look at a run until `until` holds of it; fails after `timeout` seconds."""
+
+    def run(name: str, until: Callable[[Status], bool], timeout: float = 90) -> Status:
+        deadline = time.monotonic() + timeout
+        while not until(view := status(name)):
+            assert time.monotonic() < deadline, json.dumps(view, indent=2)
+            time.sleep(1)
+        return view
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def scripts(project: Path) -> None:
+    """A training script without training, and a program that tells its arguments."""
+    (project / "work.py").write_text(
+        "import sys, time\n"
+        "from condorctl import job\n"
+        "epochs = int(sys.argv[1])\n"
+        "for epoch in range(1, epochs + 1):\n"
+        "    time.sleep(1)\n"
+        "    print('epoch', epoch)\n"
+        "    job.progress(epoch=epoch, epochs=epochs, loss=1 / epoch)\n"
+        "    job.save('model.pt', lambda path: open(path, 'w').write(str(epoch)), epoch=epoch)\n"
+        "job.result(model='m', clean=0.5)\n"
+    )
+    (project / "tell.py").write_text(
+        "import json, os, sys\n"
+        "json.dump([sys.argv[1:], dict(os.environ)], open('told.json', 'w'))\n"
+    )

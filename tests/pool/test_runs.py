@@ -1,0 +1,297 @@
+"""Whole runs on a real pool, through the command line alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conftest import Condorctl, one_error_line
+from tests.pool.conftest import Status
+
+Submit = Callable[..., str]
+Wait = Callable[..., Status]
+
+SMALL = "request_memory: 64 MB, request_disk: 50 MB"
+HOSTILE = [
+    "", " ", "a b", "a  b ", "'", "''", '"', 'a"b', "$", "$$", "$5", "a$$b", "$HOME", "`id`",
+    ";", "&", "|", "%", "%s", "#", "\\", "\\n", "*", "~", "-n", "--", "{x}", "a,b", "a=b", "\t",
+    "tab\there", "é ☃ 日本", "(x)", "<x>", "!", "[1]", "0.10", "x" * 5000,
+]  # fmt: skip
+
+
+def done(view: Status) -> bool:
+    return bool(view["finished"])
+
+
+def test_files_arguments_and_environment_reach_each_stage_unchanged(
+    submit: Submit, wait: Wait, condorctl: Condorctl, condor: Callable[..., str], project: Path
+) -> None:
+    words = json.dumps(HOSTILE, ensure_ascii=False)
+    name = submit(
+        f"""
+        params: {{epochs: 1, word: x}}
+        defaults: {{{SMALL}}}
+        stages:
+          first:
+            command: [python, work.py, "{{{{ epochs }}}}"]
+            inputs: [work.py]
+            outputs: [model.pt, metrics.jsonl]
+          second:
+            command: [python, tell.py, "{{{{ word }}}}", {words[1:-1]}]
+            inputs: [tell.py, first/model.pt]
+            outputs: [told.json, first/model.pt]
+            environment: {{A: "b 'c' \\"d\\" $e", B: ""}}
+        """,
+        "--set", "epochs=2", "--set", "word=it's $5; \"quoted\"",
+    )  # fmt: skip
+    answer = condorctl("follow", name)
+    assert answer.returncode == 0, answer
+    assert "second  done" in answer.stdout
+    folder = project / "exp" / "runs" / name
+    arguments, environment = json.loads((folder / "second" / "told.json").read_text())
+    assert arguments == ['it\'s $5; "quoted"', *HOSTILE]
+    assert (environment["A"], environment["B"]) == ("b 'c' \"d\" $e", "")
+    # The file of the first stage was in the second job's sandbox, under the first one's name.
+    assert (folder / "second" / "first" / "model.pt").read_text() == "2"
+
+    view = wait(name, done)
+    assert [s["state"] for s in view["stages"].values()] == ["done", "done"]
+    first = view["stages"]["first"]
+    assert (first["epoch"], first["epochs"], first["metrics"]) == (2, 2, {"loss": 0.5})
+    assert first["checkpoint"]["place"] == str(folder / "first" / "model.pt")
+    rows = json.loads(condorctl("results", name, "--json").stdout)["results"]
+    assert rows == [{"stage": "first", "model": "m", "clean": 0.5}]
+
+    # The ids in the ledger are HTCondor's own.
+    cluster = view["dag"].split("#")[1].split(".")[0]
+    history = condor(
+        "condor_history", "-const", f"DAGManJobId == {cluster}", "-af:j", "DAGNodeName"
+    )
+    told = {tuple(line.split()) for line in history.splitlines()}
+    assert told == {(s["job"], n) for n, s in view["stages"].items()}
+
+
+def test_the_ledger_needs_neither_the_queue_nor_the_folder_one_stands_in(
+    submit: Submit, wait: Wait, condorctl: Condorctl, tmp_path: Path
+) -> None:
+    name = submit(f"stages: {{one: {{command: ['true'], {SMALL}}}}}")
+    wait(name, done)
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "no pool")}
+    answer = subprocess.run(
+        [sys.executable, "-m", "condorctl", "status", name, "--json"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    view = json.loads(answer.stdout)
+    assert (view["state"], view["stages"][0]["state"]) == ("done", "done")
+    table = condorctl("status").stdout
+    assert name in table
+    assert "\x1b" not in table
+
+
+def test_failures_are_retried_unless_no_retry_can_mend_them(
+    submit: Submit, wait: Wait, condorctl: Condorctl, project: Path
+) -> None:
+    name = submit(
+        f"""
+        defaults: {{{SMALL}, retries: 1, final_exit_code: 2}}
+        stages:
+          flaky: {{command: [sh, -c, "echo tried; exit 5"], outputs: [x]}}
+          wrong: {{command: [sh, -c, "exit 2"]}}
+          silent: {{command: ["true"], outputs: [never.pt], retries: 0}}
+          after: {{command: ["true"], needs: [flaky]}}
+        """
+    )
+    answer = condorctl("follow", name)
+    assert answer.returncode == 1
+    assert "flaky" in answer.stderr
+    assert "failed with exit code 5" in answer.stderr
+    stages = wait(name, done)["stages"]
+    assert [(n, s["state"], s["attempt"]) for n, s in stages.items()] == [
+        ("flaky", "failed", 2), ("wrong", "failed", 1), ("silent", "failed", 1),
+        ("after", "not run", None),
+    ]  # fmt: skip
+    assert stages["silent"]["ended_with"] == "exit code 74"
+    # Each attempt has kept its own output.
+    outs = sorted((project / "exp" / "runs" / name / "flaky").glob("*.out"))
+    assert [out.read_text() for out in outs] == ["tried\n", "tried\n"]
+    error = condorctl("fetch", stages["silent"]["job"])
+    assert error.returncode == 0
+    assert (
+        "did not write never.pt"
+        in (
+            project / "fetched" / stages["silent"]["job"] / f"{stages['silent']['job'][:-2]}.err"
+        ).read_text()
+    )
+
+
+def test_a_running_job_shows_its_epoch_and_gives_its_files(
+    submit: Submit, wait: Wait, status: Callable[[str], Status], condorctl: Condorctl, project: Path
+) -> None:
+    name = submit(
+        """
+        stages:
+          train:
+            command: [python, work.py, 300]
+            inputs: [work.py]
+            outputs: [model.pt, metrics.jsonl]
+            request_memory: 64 MB
+        """
+    )
+    early = wait(name, lambda view: bool(view["stages"]["train"]["epoch"]))["stages"]["train"]
+    later = wait(name, lambda view: view["stages"]["train"]["epoch"] > early["epoch"])
+    train = later["stages"]["train"]
+    assert train["state"] == "running"
+    assert train["host"].startswith("slot1")
+    assert train["metrics"]["loss"] < early["metrics"]["loss"]
+    assert train["checkpoint"]["epoch"] >= early["epoch"]
+
+    job = train["job"]
+    files = json.loads(condorctl("fetch", job, "--json").stdout)["files"]
+    cluster = job.split(".")[0]
+    folder = project / "fetched" / job
+    assert sorted(p.name for p in folder.iterdir()) == [
+        f"{cluster}.err", f"{cluster}.out", "events.log",
+    ]  # fmt: skip
+    assert (folder / f"{cluster}.out").read_text().startswith("epoch 1\nepoch 2\n")
+    assert {file["bytes"] for file in files} == {p.stat().st_size for p in folder.iterdir()}
+
+    got = condorctl("fetch", job, "model.pt", "code/condorctl", "--to", "else where")
+    assert got.returncode == 0, got
+    assert int((project / "else where" / "model.pt").read_text()) >= early["epoch"]
+    assert (project / "else where" / "code" / "condorctl" / "job.py").is_file()
+    assert "has no nothing.pt" in one_error_line(condorctl("fetch", job, "model.pt", "nothing.pt"))
+    assert not (folder / "model.pt").exists()
+    for outside in ("../x", "/etc/passwd", ".."):
+        assert "inside the job's own folder" in one_error_line(condorctl("fetch", job, outside))
+
+    with sqlite3.connect(os.environ["CONDORCTL_LEDGER"]) as ledger:
+        rows = ledger.execute("select path, bytes from fetched order by id").fetchall()
+    assert ("model.pt" in dict(rows)) and len(rows) >= 5
+
+    condorctl("pool", "run", "condor_rm", later["dag"].split("#")[1])
+    gone = wait(name, done)
+    assert (gone["state"], gone["stages"]["train"]["state"]) == ("removed", "removed")
+    assert "it was removed" in one_error_line(condorctl("fetch", job))
+
+
+def test_logs_come_by_condor_tail_where_ssh_is_not_allowed(
+    submit: Submit, wait: Wait, condorctl: Condorctl, condor: Callable[..., str], pool: Path,
+    project: Path,
+) -> None:  # fmt: skip
+    config = pool / "condor_config"
+    before = config.read_text()
+    config.write_text(f"{before}\nENABLE_SSH_TO_JOB = false\n")
+    try:
+        condor("condor_reconfig")
+        name = submit(
+            f"stages: {{one: {{command: [sh, -c, 'echo out; echo err >&2; sleep 300'], {SMALL}}}}}"
+        )
+        view = wait(name, lambda view: view["stages"]["one"]["state"] == "running")
+        job = view["stages"]["one"]["job"]
+        wait(name, lambda _: condorctl("fetch", job).returncode == 0)
+        cluster = job.split(".")[0]
+        assert (project / "fetched" / job / f"{cluster}.out").read_text() == "out\n"
+        assert (project / "fetched" / job / f"{cluster}.err").read_text() == "err\n"
+        assert "cannot be reached" in one_error_line(condorctl("fetch", job, "x.pt"))
+        condor("condor_rm", view["dag"].split("#")[1])
+    finally:
+        config.write_text(before)
+        condor("condor_reconfig")
+
+
+def test_a_held_job_says_why_and_does_not_keep_one_waiting(
+    submit: Submit, wait: Wait, condorctl: Condorctl, condor: Callable[..., str]
+) -> None:
+    name = submit(f"stages: {{one: {{command: [sleep, '3'], {SMALL}, request_cpus: 1}}}}")
+    job = wait(name, lambda view: bool(view["stages"]["one"]["job"]))["stages"]["one"]["job"]
+    condor("condor_hold", "-reason", "wanted to look", job)
+    answer = condorctl("follow", name)
+    assert answer.returncode == 1
+    assert "is held: held by its owner" in answer.stderr
+    assert "wanted to look" in answer.stderr
+    assert "it is held" in one_error_line(condorctl("fetch", job))
+    condor("condor_release", job)
+    assert condorctl("follow", name).returncode == 0
+
+
+def test_an_idle_job_is_told_from_a_failed_one(
+    submit: Submit, wait: Wait, condorctl: Condorctl, condor: Callable[..., str]
+) -> None:
+    name = submit(f"stages: {{one: {{command: ['true'], {SMALL}, request_cpus: 500}}}}")
+    view = wait(name, lambda view: view["stages"]["one"]["state"] == "idle")
+    assert "it has not started" in one_error_line(condorctl("fetch", view["stages"]["one"]["job"]))
+    dag = condorctl("fetch", view["dag"])
+    assert "test.dag.dagman.out" in dag.stdout
+    condor("condor_rm", view["dag"].split("#")[1])
+
+
+def test_an_evicted_job_keeps_its_id_and_starts_again(
+    submit: Submit, wait: Wait, condor: Callable[..., str]
+) -> None:
+    name = submit(f"stages: {{one: {{command: [sleep, '6'], {SMALL}}}}}")
+    view = wait(name, lambda view: view["stages"]["one"]["state"] == "running")
+    job = view["stages"]["one"]["job"]
+    condor("condor_vacate_job", "-fast", job)
+    one = wait(name, done)["stages"]["one"]
+    assert (one["state"], one["job"], one["starts"], one["attempt"]) == ("done", job, 2, 1)
+
+
+def test_what_is_wrong_is_said_before_anything_is_written(
+    pool: Path, condorctl: Condorctl, project: Path
+) -> None:
+    spec = project / "jobs" / "bad.yaml"
+    good = f"stages: {{one: {{command: ['true'], {SMALL}}}}}"
+    (project / "templates").mkdir()
+    (project / "templates" / "bad.sub.j2").write_text("include command : touch ran\nqueue\n")
+    for text, words, expected in [
+        (good.replace("command", "comand"), [], "unknown key"),
+        (good, ["--set", "x=1"], "no such parameter"),
+        (good, ["--set", "x"], "KEY=VALUE"),
+        (good[:-2] + ", template: bad.sub.j2}}", [], "reads or runs something"),
+        (good[:-2] + ", inputs: [none.csv]}}", [], "neither a file here"),
+        (good[:-2] + ", request_memory: 1 XB}}", [], "request_memory"),
+    ]:
+        spec.write_text(text)
+        assert expected in one_error_line(condorctl("submit", "bad", *words))
+    assert "there is bad, pipeline" in one_error_line(condorctl("submit", "nothing"))
+    assert not (project / "ran").exists()
+    assert list((project / "exp").rglob("*")) in ([], [project / "exp" / "runs"])
+    assert "no run in the ledger" in one_error_line(condorctl("status"))
+
+
+def test_without_a_pool_nothing_is_written(
+    condorctl: Condorctl, project: Path, tmp_path: Path
+) -> None:
+    (project / "jobs" / "ok.yaml").write_text(f"stages: {{one: {{command: ['true'], {SMALL}}}}}")
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "none")}
+    environment.pop("CONDOR_CONFIG", None)
+    answer = subprocess.run(
+        [sys.executable, "-m", "condorctl", "submit", "ok"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "condorctl pool up" in one_error_line(answer)
+    assert not (project / "exp").exists()
+
+
+def test_unknown_jobs_and_runs_are_one_line(pool: Path, condorctl: Condorctl) -> None:
+    assert "no job 99999.0" in one_error_line(condorctl("fetch", "99999.0"))
+    assert "is no job id" in one_error_line(condorctl("fetch", "train"))
+    assert "no run 'x' in the ledger" in one_error_line(condorctl("status", "x"))
+    assert "no run 'x' in the ledger" in one_error_line(condorctl("results", "x"))
+
+
+def test_two_submissions_at_once_are_two_runs(
+    pool: Path, condorctl: Condorctl, project: Path, wait: Wait
+) -> None:
+    (project / "jobs" / "test.yaml").write_text(f"stages: {{one: {{command: ['true'], {SMALL}}}}}")
+    command = [sys.executable, "-m", "condorctl", "submit", "test", "--json"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    names = {json.loads(process.communicate(timeout=60)[0])["run"] for process in both}
+    assert names == {"test-1", "test-2"}
+    for name in names:
+        assert wait(name, done)["state"] == "done"

@@ -1,0 +1,195 @@
+"""Event logs into the ledger: real log text, read by HTCondor's own parser."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from condorctl import events, paths, status
+from condorctl.errors import UserError
+from condorctl.ledger import Job, Ledger, Metric, Result, Run, Stage, find_run
+
+SUBMIT = """\
+000 ({0:03}.000.000) 2026-03-01 10:00:0{2} Job submitted from host: <127.0.0.1:9618>
+    [ DAGNodeName = "{1}"; JobBatchName = "p-1" ]
+...
+"""
+EXECUTE = """\
+001 ({0:03}.000.000) 2026-03-01 10:01:0{1} Job executing on host: <127.0.0.1:9618?addrs=x>
+\tSlotName: slot1_1@node
+...
+"""
+EVICTED = """\
+004 ({0:03}.000.000) 2026-03-01 10:02:00 Job was evicted.
+\t(0) CPU times
+\t\tUsr 0 00:00:00, Sys 0 00:00:00  -  Run Remote Usage
+\t\tUsr 0 00:00:00, Sys 0 00:00:00  -  Run Local Usage
+\t0  -  Run Bytes Sent By Job
+\t0  -  Run Bytes Received By Job
+...
+"""
+HELD = """\
+012 ({0:03}.000.000) 2026-03-01 10:03:00 Job was held.
+\tError from slot1_1@node: memory usage exceeded request_memory
+\tCode 34 Subcode 102
+...
+"""
+ENDED = """\
+005 ({0:03}.000.000) 2026-03-01 10:09:00 Job terminated.
+\t(1) Normal termination (return value {1})
+\t\tUsr 0 00:00:00, Sys 0 00:00:00  -  Run Remote Usage
+\t\tUsr 0 00:00:00, Sys 0 00:00:00  -  Run Local Usage
+\t\tUsr 0 00:00:00, Sys 0 00:00:00  -  Total Remote Usage
+\t\tUsr 0 00:00:00, Sys 0 00:00:00  -  Total Local Usage
+...
+"""
+
+
+@pytest.fixture
+def ledger(project: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """A ledger with a run of two stages whose DAG job is not known yet; no pool answers."""
+    monkeypatch.setenv("CONDOR_CONFIG", "/dev/null")
+    monkeypatch.setenv("XDG_STATE_HOME", str(project / "none"))
+    ledger = Ledger(paths.ledger())
+    with ledger.session() as session:
+        session.add(
+            Run(
+                name="p-1", pipeline="p", folder=str(project), params={}, owner="me", schedd="s",
+                submitted=time.time(),
+                stages=[
+                    Stage(name="one", position=0, needs=[], outputs=["c.pt"], retries=1),
+                    Stage(name="two", position=1, needs=["one"], outputs=[], retries=0),
+                ],
+            )
+        )  # fmt: skip
+    (project / "one").mkdir()
+    return ledger
+
+
+def write(project: Path, log: str, text: str) -> None:
+    with (project / f"p.dag.{log}").open("a") as file:
+        file.write(text)
+
+
+def view(ledger: Ledger) -> status.Json:
+    events.sync(ledger)
+    with ledger.session() as session:
+        return status.describe(find_run(session, None))
+
+
+def states(ledger: Ledger) -> list[str]:
+    return [stage["state"] for stage in view(ledger)["stages"]]
+
+
+def test_a_run_moves_as_its_logs_grow(ledger: Ledger, project: Path) -> None:
+    assert states(ledger) == ["ready", "waiting"]
+    write(project, "dagman.log", SUBMIT.format(7, "", 0) + EXECUTE.format(7, 0))
+    write(project, "nodes.log", SUBMIT.format(8, "one", 1))
+    assert view(ledger)["dag"] == "s#7.0"
+    assert states(ledger) == ["idle", "waiting"]
+    write(project, "nodes.log", EXECUTE.format(8, 1))
+    assert view(ledger)["stages"][0]["host"] == "slot1_1@node"
+    write(project, "nodes.log", EVICTED.format(8))
+    assert states(ledger) == ["idle", "waiting"]
+    write(project, "nodes.log", EXECUTE.format(8, 5))
+    one = view(ledger)["stages"][0]
+    assert (one["state"], one["starts"], one["attempt"]) == ("running", 2, 1)
+    write(project, "nodes.log", HELD.format(8))
+    hold = view(ledger)["stages"][0]["hold"]
+    assert hold["cause"] == "it used more memory than it asked for"
+    assert status.is_stuck(view(ledger))
+
+
+def test_a_retry_is_a_job_of_its_own(ledger: Ledger, project: Path) -> None:
+    write(project, "nodes.log", SUBMIT.format(8, "one", 1) + ENDED.format(8, 1))
+    assert states(ledger) == ["retrying", "waiting"]
+    write(project, "nodes.log", SUBMIT.format(9, "one", 2) + ENDED.format(9, 0))
+    assert states(ledger) == ["done", "ready"]
+    with ledger.session() as session:
+        jobs = [(j.cluster, j.attempt, j.state) for j in session.scalars(select(Job))]
+    assert jobs == [(8, 1, "failed"), (9, 2, "completed")]
+
+
+def test_what_is_read_twice_is_recorded_once(ledger: Ledger, project: Path) -> None:
+    log = SUBMIT.format(8, "one", 1) + EXECUTE.format(8, 1) + ENDED.format(8, 0)
+    write(project, "nodes.log", log)
+    assert states(ledger)[0] == "done"
+    # Another file under the same name, as after a restore: it is read from its beginning.
+    path = project / "p.dag.nodes.log"
+    path.unlink()
+    path.write_text("")
+    write(project, "nodes.log", log + SUBMIT.format(9, "two", 3))
+    assert states(ledger) == ["done", "idle"]
+    with ledger.session() as session:
+        [one, _] = session.scalars(select(Job).order_by(Job.cluster))
+        assert [s.state for s in one.states] == ["idle", "running", "completed"]
+        assert one.starts == 1
+
+
+def test_half_an_event_waits_for_its_other_half(ledger: Ledger, project: Path) -> None:
+    text = SUBMIT.format(8, "one", 1)
+    write(project, "nodes.log", text[:60])
+    assert states(ledger)[0] == "ready"
+    write(project, "nodes.log", text[60:])
+    assert states(ledger)[0] == "idle"
+
+
+def test_an_exit_code_of_zero_is_not_success_while_a_stage_has_not_run(
+    ledger: Ledger, project: Path
+) -> None:
+    write(project, "nodes.log", SUBMIT.format(8, "one", 1) + ENDED.format(8, 0))
+    write(project, "dagman.log", SUBMIT.format(7, "", 0) + ENDED.format(7, 0))
+    assert (view(ledger)["state"], states(ledger)) == ("failed", ["done", "not run"])
+
+
+def test_a_dag_that_never_started_tells_what_dagman_said(ledger: Ledger, project: Path) -> None:
+    write(project, "dagman.log", SUBMIT.format(7, "", 0) + ENDED.format(7, 1))
+    write(project, "dagman.out", "03/01/26 10:00:00 It is bad\n03/01/26 10:00:00 ERROR: worse\n")
+    assert view(ledger)["problem"] == "It is bad; ERROR: worse"
+
+
+def test_metrics_checkpoints_and_results_are_read_when_a_job_ends(
+    ledger: Ledger, project: Path
+) -> None:
+    records = [
+        {"kind": "progress", "time": 1.0, "epoch": 1, "epochs": 2, "metrics": {"loss": 3.0}},
+        {"kind": "progress", "time": 2.0, "epoch": 1, "epochs": 2, "metrics": {"loss": 2.0}},
+        {"kind": "progress", "time": 3.0, "epoch": 2, "epochs": 2, "metrics": {"loss": None}},
+        {"kind": "checkpoint", "path": "c.pt", "epoch": 2, "bytes": 5, "sha256": "ab"},
+        {"kind": "result", "values": {"model": "m", "clean": 0.5}},
+    ]
+    hostile = [
+        "", "{", "[1]", "null", '{"kind": "progress"}', '{"kind": "progress", "epoch": "x"}',
+        '{"kind": "progress", "epoch": 1, "metrics": [1]}',
+        '{"kind": "checkpoint", "path": 5}', '{"kind": "result", "values": 3}',
+        "[" * 100_000, "\x1b[2J", '{"kind": "progress", "epoch": 1, "metrics": {"a": "b"}}',
+    ]  # fmt: skip
+    lines = [*map(json.dumps, records), *hostile]
+    (project / "one" / "metrics.jsonl").write_text("\n".join(lines))
+    write(project, "nodes.log", SUBMIT.format(8, "one", 1) + ENDED.format(8, 0))
+    one = view(ledger)["stages"][0]
+    assert one["checkpoint"]["place"] == str(project / "one" / "c.pt")
+    with ledger.session() as session:
+        metrics = [(m.epoch, m.name, m.value) for m in session.scalars(select(Metric))]
+        results = [r.values for r in session.scalars(select(Result))]
+    assert metrics == [(1, "loss", 2.0), (2, "loss", None)]
+    assert results == [{"model": "m", "clean": 0.5}]
+
+
+def test_a_run_or_a_ledger_that_is_not_there_is_one_line(ledger: Ledger, project: Path) -> None:
+    with ledger.session() as session, pytest.raises(UserError, match="latest is p-1"):
+        find_run(session, "p-2")
+    (project / "file").write_text("x" * 2000)
+    with pytest.raises(UserError, match=r"ledger .*file is not a database"):
+        Ledger(project / "file")
+    with pytest.raises(UserError, match="CONDORCTL_LEDGER"):
+        Ledger(project / "file" / "below")
+
+
+def test_what_a_job_says_cannot_drive_the_terminal() -> None:
+    stage = {"epoch": 1, "epochs": 2, "metrics": {"\x1b[2Jloss": 0.5}}
+    assert status.progress_text(stage) == "epoch 1/2 \N{REPLACEMENT CHARACTER}[2Jloss=0.5"

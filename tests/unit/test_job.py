@@ -1,0 +1,97 @@
+"""The job's side outside a pool: the records it writes, and the script around a command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from condorctl import job
+
+STAGE = Path(job.__file__).with_name("stage.sh")
+
+
+def records() -> list[dict[str, object]]:
+    return [json.loads(line) for line in Path("metrics.jsonl").read_text().splitlines()]
+
+
+def test_progress_is_a_line_of_json_and_nan_becomes_null(project: Path) -> None:
+    job.progress(epoch=1, epochs=2, loss=0.5, other=float("nan"))
+    (record,) = records()
+    assert record["kind"] == "progress"
+    assert (record["epoch"], record["epochs"]) == (1, 2)
+    assert record["metrics"] == {"loss": 0.5, "other": None}
+    with pytest.raises(ValueError, match="epoch 3"):
+        job.progress(epoch=3, epochs=2)
+
+
+def test_a_checkpoint_is_whole_or_the_old_one(project: Path) -> None:
+    digest = job.save("c.pt", lambda path: Path(path).write_bytes(b"one"), epoch=1)
+    assert digest == hashlib.sha256(b"one").hexdigest()
+
+    def fail(path: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        job.save("c.pt", fail, epoch=2)
+    assert Path("c.pt").read_bytes() == b"one"
+    assert [p.name for p in Path().iterdir() if p.name.startswith(".")] == []
+    assert [(r["epoch"], r["bytes"]) for r in records()] == [(1, 3)]
+
+
+def test_a_pool_that_does_not_answer_never_fails_the_training(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("chirp").write_text("127.0.0.1 9 cookie")
+    monkeypatch.setenv("_CONDOR_CHIRP_CONFIG", "chirp")
+    job.progress(epoch=1, epochs=1, loss=1.0)
+    assert len(records()) == 1
+
+
+def stage(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["sh", str(STAGE), *words], capture_output=True, text=True, timeout=30)
+
+
+def test_a_command_that_fails_leaves_its_outputs_and_its_own_exit_code(project: Path) -> None:
+    answer = stage("a b.pt", "d/c.pt", "--", "sh", "-c", "echo said; exit 7")
+    assert (answer.returncode, answer.stdout) == (7, "said\n")
+    assert Path("a b.pt").read_bytes() == Path("d/c.pt").read_bytes() == b""
+
+
+def test_a_command_that_ends_well_without_its_output_is_a_failure(project: Path) -> None:
+    answer = stage("a b.pt", "c.pt", "--", "sh", "-c", "echo x > c.pt")
+    assert answer.returncode == 74
+    assert "did not write a b.pt" in answer.stderr
+    assert stage("a b.pt", "c.pt", "--", "sh", "-c", "echo x | tee c.pt > 'a b.pt'").returncode == 0
+
+
+def test_arguments_reach_the_command_as_they_are(project: Path) -> None:
+    words = ["", "a b", "*", "$HOME", "--", "'", '"', "-n", "é"]
+    answer = stage(
+        "--", "python3", "-c", "import sys, json; print(json.dumps(sys.argv[1:]))", *words
+    )
+    assert json.loads(answer.stdout) == words
+
+
+def test_a_signal_reaches_the_command_which_may_finish_its_work(project: Path) -> None:
+    script = (
+        "trap 'sleep 1; echo saved > c.pt; exit 85' TERM; touch up; while :; do sleep 0.1; done"
+    )
+    process = subprocess.Popen(["sh", str(STAGE), "c.pt", "--", "sh", "-c", script])
+    deadline = time.monotonic() + 20
+    while not Path("up").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(20) == 85
+    assert Path("c.pt").read_text() == "saved\n"
+
+
+def test_a_killed_command_is_reported_as_the_shell_does(project: Path) -> None:
+    assert stage("--", "sh", "-c", "kill -9 $$").returncode == 128 + 9

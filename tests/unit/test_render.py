@@ -1,0 +1,108 @@
+"""Rendering: the files of a run, the user's templates, the snapshot of the code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from condorctl import render, spec
+from condorctl.errors import UserError
+
+SPEC = """
+params: {word: plain}
+defaults: {code: [tool], outputs: [out.txt]}
+stages:
+  one: {command: [python, go.py, "{{ word }}"], inputs: [go.py], retries: 2, final_exit_code: 3}
+  two: {command: [cat, one/out.txt], inputs: [one/out.txt], environment: {A: "b c"}}
+"""
+
+
+@pytest.fixture
+def folder(project: Path) -> Path:
+    (project / "go.py").touch()
+    (project / "tool" / "__pycache__").mkdir(parents=True)
+    (project / "tool" / "__init__.py").write_text("x = 1")
+    (project / "jobs" / "p.yaml").write_text(SPEC)
+    target = project / "run"
+    target.mkdir()
+    return target
+
+
+def run(folder: Path, **sets: str) -> dict[str, str]:
+    pipeline = spec.load(Path("jobs/p.yaml"), sets)
+    dag = render.render(pipeline, "p-1", folder, ["/usr/bin/python3"])
+    texts = {p.parent.name: p.read_text() for p in folder.glob("*/stage.sub")}
+    return {"dag": dag.read_text(), **texts}
+
+
+def value(text: str, command: str) -> str:
+    (line,) = [line for line in text.splitlines() if line.split(" ")[0] == command]
+    return line.partition("=")[2].strip()
+
+
+def test_the_dag_links_stages_and_retries(folder: Path) -> None:
+    dag = run(folder)["dag"].splitlines()
+    assert "JOB one one/stage.sub" in dag
+    assert "PARENT one CHILD two" in dag
+    assert "RETRY one 2 UNLESS-EXIT 3" in dag
+    assert not [line for line in dag if line.startswith("RETRY two")]
+
+
+def test_files_travel_under_the_stage_that_made_them(folder: Path) -> None:
+    texts = run(folder)
+    assert value(texts["two"], "transfer_input_files") == "code, one/out.txt"
+    assert value(texts["one"], "transfer_output_remaps") == '"out.txt = one/out.txt"'
+    assert value(texts["one"], "arguments") == '"out.txt -- /usr/bin/python3 go.py plain"'
+    assert "A='b c'" in value(texts["two"], "environment")
+
+
+def test_the_code_is_a_copy_of_that_moment(folder: Path, project: Path) -> None:
+    run(folder)
+    (project / "tool" / "__init__.py").write_text("x = 2")
+    assert (folder / "code" / "tool" / "__init__.py").read_text() == "x = 1"
+    assert not (folder / "code" / "tool" / "__pycache__").exists()
+    assert (folder / "code" / "condorctl" / "job.py").is_file()
+
+
+def test_a_template_of_the_same_name_in_the_users_folder_wins(folder: Path, project: Path) -> None:
+    (project / "templates").mkdir()
+    template = project / "templates" / "stage.sub.j2"
+    template.write_text("executable = mine\narguments = {{ arguments }}\nqueue\n")
+    assert value(run(folder)["one"], "executable") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = {{ nothing }}\nqueue", "'nothing' is undefined"),
+        ("x = {{ run.nothing }}\nqueue", "has no attribute 'nothing'"),
+        ("x = {% if %}\nqueue", "stage.sub.j2:1"),
+        ("include command : {{ run }}\nqueue", "stage.sub.j2 for stage 'one':1"),
+        ("x = {{ ''.__class__.__mro__ }}\nqueue", "stage.sub.j2"),
+        ("x = {{ '$(HOME)' }}\nqueue", "holds '$(…)'"),
+        ("x = {{ 'a\\nqueue' }}\nqueue", "holds a line break"),
+        ("x = {{ 1 / 0 }}\nqueue", "division by zero"),
+        ("{% include 'none.j2' %}\nqueue", "not in templates/"),
+    ],
+)
+def test_a_faulty_template_is_one_line(
+    folder: Path, project: Path, text: str, expected: str
+) -> None:
+    (project / "templates").mkdir()
+    (project / "templates" / "stage.sub.j2").write_text(text)
+    with pytest.raises(UserError) as caught:
+        run(folder)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [("template: none.j2", r"none\.j2.*stage\.sub\.j2"), ("code: [nowhere]", "nowhere")],
+)
+def test_an_unknown_template_or_package_is_named(
+    folder: Path, project: Path, key: str, expected: str
+) -> None:
+    (project / "jobs" / "p.yaml").write_text(f"stages: {{s: {{command: [x], {key}}}}}")
+    with pytest.raises(UserError, match=expected):
+        run(folder)
