@@ -278,17 +278,15 @@ def _add_checkpoint(session: Session, job: Job, record: Event, place: str) -> No
     expected = (str, int, int, str)
     if not all(map(isinstance, values.values(), expected)):
         return
-    known = session.scalar(
-        select(Checkpoint).where(
-            Checkpoint.job_id == job.id,
-            Checkpoint.path == values["path"],
-            Checkpoint.sha256 == values["sha256"],
-        )
-    )
-    if known:
+    same_path = [old for old in job.checkpoints if old.path == values["path"]]
+    known = next((old for old in same_path if old.sha256 == values["sha256"]), None)
+    if known is None:
+        known = Checkpoint(**values)
+        job.checkpoints.append(known)
+    if all(old.epoch <= known.epoch for old in same_path):
+        for old in same_path:
+            old.place = None
         known.place = place
-    else:
-        session.add(Checkpoint(job_id=job.id, place=place, **values))
 
 
 def _record(text: object) -> Event | None:

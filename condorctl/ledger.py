@@ -114,7 +114,7 @@ class Job(Base):
         order_by="JobState.id", cascade="all, delete-orphan"
     )
     checkpoints: Mapped[list[Checkpoint]] = relationship(
-        order_by="Checkpoint.id", cascade="all, delete-orphan"
+        order_by="Checkpoint.epoch", cascade="all, delete-orphan"
     )
 
     @property
@@ -136,7 +136,10 @@ class JobState(Base):
 
 
 class Checkpoint(Base):
-    """A checkpoint that a job said it wrote; `place` is where the newest copy was last known."""
+    """A checkpoint that a job said it wrote.
+
+    `place` is where it was last known; None when a later one has taken its path.
+    """
 
     __tablename__ = "checkpoint"
     __table_args__ = (UniqueConstraint("job_id", "path", "sha256"),)
@@ -147,7 +150,7 @@ class Checkpoint(Base):
     epoch: Mapped[int]
     bytes: Mapped[int]
     sha256: Mapped[str]
-    place: Mapped[str]
+    place: Mapped[str | None]
 
 
 class Metric(Base):

@@ -19,7 +19,7 @@ from condorctl.errors import UserError
 from condorctl.spec import Pipeline, Stage
 
 _PACKAGE = Path(__file__).parent
-_JOB_SIDE = ("__init__.py", "job.py", "stage.sh")
+_JOB_SIDE = ("__init__.py", "errors.py", "job.py", "stage.sh")
 _NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv")
 
 
