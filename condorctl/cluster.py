@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 Ad = dict[str, Any]
 
-LIVE_ATTRIBUTES = [
-    "ClusterId", "ProcId", "DAGManJobId", "DAGNodeName", "JobStatus", "NumJobStarts", "RemoteHost",
-    "HoldReason", "HoldReasonCode", "HoldReasonSubCode", "ChirpProgress", "ChirpCheckpoint",
-    "TransferringInput", "TransferringOutput", "TransferQueued", "Out", "Err", "Iwd", "Owner",
-]  # fmt: skip
+_LIVE_ATTRIBUTES = ["ClusterId", "ProcId", "DAGManJobId", "ChirpProgress", "ChirpCheckpoint"]
 
 
 class Unreachable(UserError):
@@ -102,31 +98,20 @@ def submit_dag(dag: Path, batch_name: str) -> int:
             raise UserError(f"{dag.name}: HTCondor refuses the DAG: {error}") from None
 
 
-def queue(constraint: str, attributes: Sequence[str] = LIVE_ATTRIBUTES) -> list[Ad]:
-    """The jobs in the queue that match, as dictionaries with those `attributes` that they have.
+def live(dags: Sequence[int]) -> list[Ad]:
+    """What the queue knows of the jobs of these DAGs (cluster ids of their DAGMan jobs).
 
-    Raises Unreachable.
+    A dictionary a job: its ids and what it has said of itself through chirp. Raises Unreachable.
     """
+    if not dags:
+        return []
     schedd, _ = _schedd()
+    constraint = " || ".join(f"DAGManJobId == {number}" for number in dags)
     try:
-        ads = schedd.query(constraint=constraint, projection=list(attributes))
+        ads = schedd.query(constraint=constraint, projection=_LIVE_ATTRIBUTES)
     except Exception as error:
         raise Unreachable(f"the schedd does not answer: {error}", 3) from None
-    return [_plain(ad) for ad in ads]
-
-
-def history(cluster: int, proc: int, attributes: Sequence[str]) -> Ad | None:
-    """The ad of a job that has left the queue, or None when the history has dropped it.
-
-    Raises Unreachable.
-    """
-    schedd, _ = _schedd()
-    constraint = f"ClusterId == {cluster} && ProcId == {proc}"
-    try:
-        found = schedd.history(constraint, list(attributes), match=1)
-    except Exception as error:
-        raise Unreachable(f"the schedd's history does not answer: {error}", 3) from None
-    return _plain(found[0]) if found else None
+    return [{name: ad[name] for name in _LIVE_ATTRIBUTES if name in ad} for ad in ads]
 
 
 def read_events(path: Path, position: LogPosition) -> Iterator[Ad]:
@@ -139,12 +124,3 @@ def read_events(path: Path, position: LogPosition) -> Iterator[Ad]:
         for event in log.events(stop_after=0):
             position.offset = log.__getstate__()[1]
             yield {name: event[name] for name in event}
-
-
-def _plain(ad: Any) -> Ad:
-    plain = {}
-    for name in ad:
-        value = ad.eval(name) if hasattr(ad, "eval") else ad[name]
-        if isinstance(value, str | bool | int | float):
-            plain[name] = value
-    return plain

@@ -69,16 +69,17 @@ def sync(ledger: Ledger) -> str | None:
             unfinished = list(session.scalars(select(Run).where(Run.finished.is_(None))))
             for run in unfinished:
                 _read_logs(session, run)
-            clusters = [run.cluster for run in unfinished if run.cluster and not run.finished]
-        if not clusters:
+            going = [(run.schedd, run.cluster) for run in unfinished if not run.finished]
+        if not going:
             return None
         # The schedd may take its time: ask it while nobody waits for the ledger.
-        ads = cluster.queue(" || ".join(f"DAGManJobId == {number}" for number in clusters))
+        here = cluster.schedd_name()
+        ads = cluster.live([number for schedd, number in going if number and schedd == here])
     except cluster.Unreachable as error:
         return str(error)
     with ledger.session() as session:
         for ad in ads:
-            _apply_live(session, ad)
+            _apply_live(session, here, ad)
     return None
 
 
@@ -217,7 +218,7 @@ def _find(session: Session, run: Run, number: int, proc: int) -> Job | None:
     )
 
 
-def _apply_live(session: Session, ad: cluster.Ad) -> None:
+def _apply_live(session: Session, schedd: str, ad: cluster.Ad) -> None:
     """What only the queue knows: progress and checkpoints of a job that has not ended."""
     job = session.scalar(
         select(Job)
@@ -226,6 +227,7 @@ def _apply_live(session: Session, ad: cluster.Ad) -> None:
         .where(
             Run.cluster == ad.get("DAGManJobId"),
             Run.finished.is_(None),
+            Job.schedd == schedd,
             Job.cluster == ad["ClusterId"],
             Job.proc == ad["ProcId"],
             Job.finished.is_(None),

@@ -72,7 +72,6 @@ class Stage(Base):
     position: Mapped[int]
     name: Mapped[str]
     needs: Mapped[list[str]]
-    outputs: Mapped[list[str]]
     retries: Mapped[int]
     final_exit_code: Mapped[int | None]
 

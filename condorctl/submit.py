@@ -41,7 +41,6 @@ def submit(ledger: Ledger, name: str, settings: Mapping[str, str]) -> str:
             dag = render.render(pipeline, run.name, draft, _python())
             cluster.check_dag(dag)
             shutil.copy2(file, draft / "spec.yaml")
-            draft.chmod(0o755)
             draft.rename(run.path)
             session.add(run)
             chosen, folder = run.name, run.path
@@ -80,7 +79,6 @@ def _entry(session: Session, pipeline: Pipeline, runs: Path, schedd: str) -> Run
                 name=stage.name,
                 position=position,
                 needs=stage.upstream(pipeline.stages),
-                outputs=stage.outputs,
                 retries=stage.retries,
                 final_exit_code=stage.final_exit_code,
             )

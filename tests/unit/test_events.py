@@ -61,8 +61,8 @@ def ledger(project: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
                 name="p-1", pipeline="p", folder=str(project), params={}, owner="me", schedd="s",
                 submitted=time.time(),
                 stages=[
-                    Stage(name="one", position=0, needs=[], outputs=["c.pt"], retries=1),
-                    Stage(name="two", position=1, needs=["one"], outputs=[], retries=0),
+                    Stage(name="one", position=0, needs=[], retries=1),
+                    Stage(name="two", position=1, needs=["one"], retries=0),
                 ],
             )
         )  # fmt: skip
@@ -160,6 +160,7 @@ def test_metrics_checkpoints_and_results_are_read_when_a_job_ends(
         {"kind": "progress", "time": 2.0, "epoch": 1, "epochs": 2, "metrics": {"loss": 2.0}},
         {"kind": "progress", "time": 3.0, "epoch": 2, "epochs": 2, "metrics": {"loss": None}},
         {"kind": "checkpoint", "path": "c.pt", "epoch": 2, "bytes": 5, "sha256": "ab"},
+        {"kind": "checkpoint", "path": "c.pt", "epoch": 1, "bytes": 5, "sha256": "aa"},
         {"kind": "result", "values": {"model": "m", "clean": 0.5}},
     ]
     hostile = [
@@ -172,7 +173,7 @@ def test_metrics_checkpoints_and_results_are_read_when_a_job_ends(
     (project / "one" / "metrics.jsonl").write_text("\n".join(lines))
     write(project, "nodes.log", SUBMIT.format(8, "one", 1) + ENDED.format(8, 0))
     one = view(ledger)["stages"][0]
-    assert one["checkpoint"]["place"] == str(project / "one" / "c.pt")
+    assert (one["checkpoint"]["epoch"], one["checkpoint"]["place"]) == (2, f"{project}/one/c.pt")
     with ledger.session() as session:
         metrics = [(m.epoch, m.name, m.value) for m in session.scalars(select(Metric))]
         results = [r.values for r in session.scalars(select(Result))]
