@@ -116,7 +116,8 @@ def status(run: RunName = None, as_json: Json = False) -> None:
     if as_json:
         _print_json({**view, "note": note})
         return
-    _console().print(statuses.table(view))
+    console = _console()
+    console.print(statuses.table(view, console.width))
     _complain([*statuses.troubles(view), *([f"last known state: {note}"] if note else [])])
 
 

@@ -19,6 +19,8 @@ _COLOURS = {
     "done": "green", "running": "cyan", "held": "bold red", "failed": "bold red",
     "removed": "red", "disconnected": "yellow", "suspended": "yellow", "retrying": "yellow",
 }  # fmt: skip
+# From this width on there is room for more than one metric.
+_WIDE = 100
 _OPEN = {"idle", "running", "held", "suspended", "disconnected"}
 
 
@@ -60,30 +62,32 @@ def is_stuck(view: Json) -> bool:
     }
 
 
-def table(view: Json) -> Table:
-    """The run as a table for a terminal."""
+def table(view: Json, width: int) -> Table:
+    """The run as a table for a terminal `width` characters wide; it fits into 80."""
     title = f"{view['run']}  {view['state']}  {duration(view['elapsed_s'])}"
     if view["dag"]:
         title += f"  DAG job {view['dag'].partition('#')[2]}"
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for name in ("stage", "state", "job", "attempt", "host", "progress", "elapsed", "checkpoint"):
+    gap = 2 if width >= _WIDE else 1
+    grid = Table(
+        title=title, title_justify="left", box=None, header_style="dim", padding=(0, gap, 0, 0)
+    )
+    for name in ("stage", "state", "job", "try", "host", "epoch", "metrics", "time", "checkpoint"):
         grid.add_column(
-            name,
-            justify="right" if name in {"attempt", "elapsed"} else "left",
-            no_wrap=name in {"stage", "state", "job", "elapsed"},
+            name, justify="right" if name in {"try", "epoch", "time"} else "left", no_wrap=True
         )
     for stage in view["stages"]:
-        state = Text(stage["state"], style=_COLOURS.get(stage["state"], "dim"))
         checkpoint = stage["checkpoint"]
+        numbers = _numbers(stage)
         grid.add_row(
             stage["stage"],
-            state,
+            Text(stage["state"], style=_COLOURS.get(stage["state"], "dim")),
             stage["job"] or "",
             str(stage["attempt"] or ""),
-            escape(printable(stage["host"] or "")),
-            escape(progress_text(stage)),
+            escape(printable(_machine(stage["host"]))),
+            "" if stage["epoch"] is None else f"{stage['epoch']}/{stage['epochs']}",
+            escape(" ".join(numbers[: 3 if width >= _WIDE else 1])),
             duration(stage["elapsed_s"]) if stage["elapsed_s"] is not None else "",
-            f"epoch {checkpoint['epoch']}, {size(checkpoint['bytes'])}" if checkpoint else "",
+            f"{checkpoint['epoch']}, {size(checkpoint['bytes'])}" if checkpoint else "",
         )
     return grid
 
@@ -112,12 +116,7 @@ def progress_text(stage: Json) -> str:
     """``epoch 3/10 loss=0.513``: what the job last said of itself."""
     if stage["epoch"] is None:
         return ""
-    numbers = [
-        f"{printable(name)}={value:.4g}"
-        for name, value in stage["metrics"].items()
-        if isinstance(value, int | float)
-    ]
-    return " ".join([f"epoch {stage['epoch']}/{stage['epochs']}", *numbers[:2]])
+    return " ".join([f"epoch {stage['epoch']}/{stage['epochs']}", *_numbers(stage)[:3]])
 
 
 def duration(seconds: float) -> str:
@@ -140,6 +139,17 @@ def size(count: int) -> str:
 def printable(text: str) -> str:
     """`text` without control characters: what a job wrote must not drive the terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _numbers(stage: Json) -> list[str]:
+    metrics = stage["metrics"].items()
+    return [f"{printable(k)}={v:.4g}" for k, v in metrics if isinstance(v, int | float)]
+
+
+def _machine(host: str | None) -> str:
+    """``node`` of ``slot1_1@node.site.org``; an address stays whole."""
+    machine = (host or "").rpartition("@")[2]
+    return machine.partition(".")[0] if "@" in (host or "") else machine
 
 
 def _stage_states(run: Run) -> dict[str, str]:

@@ -23,11 +23,11 @@ def test_the_method_is_a_valid_pipeline_in_the_order_of_its_stages(project: Path
     pipeline = spec.load(paths.spec("pipeline"), {"seed": "7"})
     order = pipeline.order()
     assert order.index("pretrain") < order.index("train") < order.index("score_90")
-    assert order.index("score_99") < order.index("finetune_99") < order.index("evaluate")
+    assert order.index("score_99") < order.index("finetune_99") < order.index("evaluate_99")
     assert "7" in pipeline.stages["train"].command
-    assert pipeline.stages["evaluate"].upstream(pipeline.stages) == [
-        "train", "finetune_90", "finetune_99", "plain",
-    ]  # fmt: skip
+    upstream = {name: stage.upstream(order) for name, stage in pipeline.stages.items()}
+    assert upstream["pretrain"] == upstream["plain"] == []
+    assert upstream["score_90"] == upstream["evaluate_dense"] == ["train"]
 
 
 def test_defaults_reach_every_stage_and_a_stage_has_the_last_word(project: Path) -> None:

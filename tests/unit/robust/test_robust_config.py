@@ -1,0 +1,87 @@
+"""Presets, overrides and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+
+from condorctl.errors import UserError
+from robust.cli import main
+from robust.config import PRESETS, SECTIONS, Config, from_dict, load_preset, override, to_dict
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.toml")))
+def test_every_preset_is_complete(name: str) -> None:
+    config = load_preset(name)
+    assert from_dict(to_dict(config), where="itself") == config
+
+
+def test_fractions_are_exact() -> None:
+    assert load_preset("smoke").pretrain.alpha == 1 / 30
+    config = override(load_preset("smoke"), ["trades.epsilon=8/255"], "train")
+    assert config.trades.epsilon == 8 / 255
+
+
+def test_override_replaces_one_value() -> None:
+    config = override(load_preset("smoke"), ["train.epochs=3", "model.widths=[8, 16]"], "train")
+    assert config.train.epochs == 3
+    assert config.model.widths == (8, 16)
+    assert config.score == load_preset("smoke").score
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.epochs", "write it as section.key=value"),
+        ("epochs=3", "write it as section.key=value"),
+        ("train.epoch=3", "reads no option train.epoch"),
+        ("score.epochs=3", "reads no option score.epochs"),
+        ("train.epochs=0", "must lie in [1, inf]"),
+        ("train.epochs=2.5", "expected a whole number"),
+        ("train.epochs=inf", "expected a whole number"),
+        ("train.epochs=1\nseed=2", "expected a number"),
+        ("train.epochs=many", "expected a number"),
+        ("train.epochs=true", "expected a number"),
+        ("train.lr=nan", "must lie in"),
+        ("trades.epsilon=1/0", "expected a number"),
+        ("trades.epsilon=2", "must lie in [0, 1]"),
+        ("train.trainer=magic", "choose from trades, plain"),
+        ("model.widths=8", "expected a list"),
+        ("model.widths=[]", "expected a list"),
+        ("model.widths=[8, 0]", "must lie in [1, inf]"),
+    ],
+)
+def test_bad_settings_are_refused(setting: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        override(load_preset("smoke"), [setting], "train")
+    assert message in str(caught.value)
+    assert setting.partition("=")[0] in str(caught.value)
+
+
+def test_a_preset_must_set_every_option_and_no_other() -> None:
+    values = to_dict(load_preset("smoke"))
+    del values["train"]["lr"]
+    with pytest.raises(UserError, match=r"\[train\]: lr is missing"):
+        from_dict(values, where="mine.toml")
+    values = to_dict(load_preset("smoke"))
+    values["prune"]["flor"] = 3
+    with pytest.raises(UserError, match=r"mine.toml: \[prune\]: unknown key flor"):
+        from_dict(values, where="mine.toml")
+    with pytest.raises(UserError, match="expected a table"):
+        from_dict({**to_dict(load_preset("smoke")), "prune": 3}, where="mine.toml")
+
+
+@pytest.mark.parametrize("stage", SECTIONS)
+def test_help_explains_every_option_with_its_source(
+    stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([stage, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    config: Config = load_preset("smoke")
+    for section in SECTIONS[stage]:
+        for name in to_dict(config)[section]:
+            line = next(
+                row for row in text.splitlines() if row.split()[:1] == [f"{section}.{name}"]
+            )
+            assert line.endswith("]"), f"{section}.{name} has no source"
