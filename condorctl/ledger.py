@@ -20,6 +20,8 @@ from condorctl.errors import UserError
 
 Json = dict[str, Any]
 _BUSY_TIMEOUT_S = 30
+# Of the tables below; kept in the database's own `user_version`.
+_SCHEMA = 1
 
 
 class Base(DeclarativeBase):
@@ -218,8 +220,16 @@ class Ledger:
         )
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
-        with self._readable():
-            Base.metadata.create_all(self._engine)
+        with self._readable(), self._engine.begin() as connection:
+            found = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            if found == 0:
+                Base.metadata.create_all(connection)
+                connection.exec_driver_sql(f"PRAGMA user_version = {_SCHEMA}")
+            elif found != _SCHEMA:
+                raise UserError(
+                    f"ledger {path}: its layout is {found}, this condorctl knows {_SCHEMA}: "
+                    "move it away, or set CONDORCTL_LEDGER"
+                )
 
     @contextmanager
     def session(self) -> Iterator[Session]:

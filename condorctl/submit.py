@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from condorctl import cluster, paths, pool, render, spec
 from condorctl.errors import UserError
-from condorctl.ledger import Ledger, Run, Stage
+from condorctl.ledger import Ledger, Run, Stage, find_run
 from condorctl.spec import Pipeline
 
 
@@ -34,28 +34,31 @@ def submit(ledger: Ledger, name: str, settings: Mapping[str, str]) -> str:
         draft = Path(tempfile.mkdtemp(prefix=".new-", dir=runs))
     except OSError as error:
         raise UserError(f"{runs}: {error.strerror}") from None
+    folder: Path | None = None
     try:
-        # The name is in the rendered files, so it is chosen first and taken by the rename.
         with ledger.session() as session:
             run = _entry(session, pipeline, runs, schedd)
+            session.add(run)
+            session.flush()
             dag = render.render(pipeline, run.name, draft, _python())
             cluster.check_dag(dag)
             shutil.copy2(file, draft / "spec.yaml")
+            # The rename takes the name for good: it fails where another run has just taken it.
             draft.rename(run.path)
-            session.add(run)
             chosen, folder = run.name, run.path
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(folder or draft, ignore_errors=True)
         raise
     try:
         cluster_id = cluster.submit_dag(folder / dag.name, chosen)
-    except BaseException:
-        with ledger.session() as session:
-            session.delete(session.scalars(select(Run).where(Run.name == chosen)).one())
+    except UserError:
+        # Refused, so nothing runs. After any other end the DAG may be in the queue: its log tells.
         shutil.rmtree(folder, ignore_errors=True)
+        with ledger.session() as session:
+            session.delete(find_run(session, chosen))
         raise
     with ledger.session() as session:
-        session.scalars(select(Run).where(Run.name == chosen)).one().cluster = cluster_id
+        find_run(session, chosen).cluster = cluster_id
     return chosen
 
 

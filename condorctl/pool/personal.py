@@ -91,6 +91,9 @@ class PersonalPool:
                 if processes.wait_gone(master.process, seconds):
                     break
         self.clear()
+        if master:
+            # Its entry in the process table goes when init has looked: some take a second or two.
+            processes.wait_collected(master.process, 5)
 
     def clear(self) -> None:
         """Kill whatever is left of the pool, within 15 s; the queue stays.

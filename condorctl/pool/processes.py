@@ -87,3 +87,10 @@ def wait_gone(process: Process, seconds: float) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def wait_collected(process: Process, seconds: float) -> None:
+    """Wait until an ended process has left the process table too, so many seconds at most."""
+    deadline = time.monotonic() + seconds
+    while Path(f"/proc/{process.pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)

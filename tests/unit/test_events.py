@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from pathlib import Path
 
@@ -189,6 +190,10 @@ def test_a_run_or_a_ledger_that_is_not_there_is_one_line(ledger: Ledger, project
         Ledger(project / "file")
     with pytest.raises(UserError, match="CONDORCTL_LEDGER"):
         Ledger(project / "file" / "below")
+    with sqlite3.connect(ledger.path) as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(UserError, match="its layout is 99"):
+        Ledger(ledger.path)
 
 
 def test_what_a_job_says_cannot_drive_the_terminal() -> None:
