@@ -117,7 +117,7 @@ def status(run: RunName = None, as_json: Json = False) -> None:
         _print_json({**view, "note": note})
         return
     console = _console()
-    console.print(statuses.table(view, console.width))
+    console.print(statuses.table(view, console))
     _complain([*statuses.troubles(view), *([f"last known state: {note}"] if note else [])])
 
 

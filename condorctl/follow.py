@@ -36,7 +36,7 @@ def follow(ledger: Ledger, run: str, console: Console, quiet: bool = False) -> d
             with ledger.session() as session:
                 view = status.describe(find_run(session, run))
             if live:
-                live.update(status.table(view, console.width), refresh=True)
+                live.update(status.table(view, console), refresh=True)
             elif not quiet:
                 _tell(view, told, console)
             if view["finished"]:

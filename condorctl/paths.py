@@ -54,7 +54,7 @@ def spec(name: str) -> Path:
     for folder in search("jobs"):
         path = folder / f"{name}.yaml"
         if path.is_file():
-            return path
+            return path.relative_to(project()) if path.is_relative_to(project()) else path
     known = sorted({path.stem for folder in search("jobs") for path in folder.glob("*.yaml")})
     raise UserError(f"no pipeline {name!r} in jobs/: there is {', '.join(known) or 'none'}")
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -19,8 +20,6 @@ _COLOURS = {
     "done": "green", "running": "cyan", "held": "bold red", "failed": "bold red",
     "removed": "red", "disconnected": "yellow", "suspended": "yellow", "retrying": "yellow",
 }  # fmt: skip
-# From this width on there is room for more than one metric.
-_WIDE = 100
 _OPEN = {"idle", "running", "held", "suspended", "disconnected"}
 
 
@@ -62,12 +61,20 @@ def is_stuck(view: Json) -> bool:
     }
 
 
-def table(view: Json, width: int) -> Table:
-    """The run as a table for a terminal `width` characters wide; it fits into 80."""
+def table(view: Json, console: Console) -> Table:
+    """The run as a table for `console`, with as many metrics as fit; 80 characters are enough."""
+    unbounded = console.options.update(max_width=10_000)
+    for metrics, gap in ((3, 2), (2, 2), (1, 2), (1, 1), (0, 1)):
+        grid = _grid(view, metrics, gap)
+        if console.measure(grid, options=unbounded).maximum <= console.width:
+            break
+    return grid
+
+
+def _grid(view: Json, metrics: int, gap: int) -> Table:
     title = f"{view['run']}  {view['state']}  {duration(view['elapsed_s'])}"
     if view["dag"]:
         title += f"  DAG job {view['dag'].partition('#')[2]}"
-    gap = 2 if width >= _WIDE else 1
     grid = Table(
         title=title, title_justify="left", box=None, header_style="dim", padding=(0, gap, 0, 0)
     )
@@ -77,7 +84,6 @@ def table(view: Json, width: int) -> Table:
         )
     for stage in view["stages"]:
         checkpoint = stage["checkpoint"]
-        numbers = _numbers(stage)
         grid.add_row(
             stage["stage"],
             Text(stage["state"], style=_COLOURS.get(stage["state"], "dim")),
@@ -85,7 +91,7 @@ def table(view: Json, width: int) -> Table:
             str(stage["attempt"] or ""),
             escape(printable(_machine(stage["host"]))),
             "" if stage["epoch"] is None else f"{stage['epoch']}/{stage['epochs']}",
-            escape(" ".join(numbers[: 3 if width >= _WIDE else 1])),
+            escape(" ".join(_numbers(stage)[:metrics])),
             duration(stage["elapsed_s"]) if stage["elapsed_s"] is not None else "",
             f"{checkpoint['epoch']}, {size(checkpoint['bytes'])}" if checkpoint else "",
         )
