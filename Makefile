@@ -39,7 +39,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/pytest
+	$(BIN)/pytest tests/unit tests/pool
 
 check: $(STAMP) lint
 	$(BIN)/pytest -q tests/unit

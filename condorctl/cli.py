@@ -130,13 +130,14 @@ def results(run: RunName = None, as_json: Json = False) -> None:
     ledger = _ledger()
     events.sync(ledger)
     with ledger.session() as session:
-        name, rows = tables.rows(session, run)
+        view = tables.describe(session, run)
     if as_json:
-        _print_json({"run": name, "results": rows})
-    elif not rows:
+        _print_json(view)
+    elif not view["results"]:
+        name = view["run"]
         raise UserError(f"{name} has reported no results yet: `condorctl status {name}`", 1)
     else:
-        _console().print(tables.table(name, rows))
+        _console().print(tables.table(view))
 
 
 @app.command()

@@ -10,12 +10,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from condorctl.ledger import Job, Result, Stage, find_run
+from condorctl.status import printable
 
-Row = dict[str, Any]
+Json = dict[str, Any]
 
 
-def rows(session: Session, run: str | None) -> tuple[str, list[Row]]:
-    """The name of the run (the latest for None) and its result rows, in the stages' order.
+def describe(session: Session, run: str | None) -> Json:
+    """The run (the latest for None), its parameters and its result rows in the stages' order.
 
     Raises UserError when there is no such run.
     """
@@ -27,20 +28,28 @@ def rows(session: Session, run: str | None) -> tuple[str, list[Row]]:
         .where(Stage.run_id == found.id)
         .order_by(Stage.position, Job.attempt, Result.position)
     )
-    return found.name, [{"stage": stage, **values} for stage, values in session.execute(query)]
+    rows = [{"stage": stage, **values} for stage, values in session.execute(query)]
+    return {"run": found.name, "pipeline": found.pipeline, "params": found.params, "results": rows}
 
 
-def table(name: str, found: list[Row]) -> Table:
+def table(view: Json) -> Table:
     """The rows as a table; fractions between 0 and 1 are shown in percent."""
-    columns = list(dict.fromkeys(key for row in found for key in row if key != "stage"))
+    rows = view["results"]
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "stage"))
     grid = Table(
-        title=f"{name}: results", title_justify="left", box=None, pad_edge=False, header_style="dim"
+        title=f"{view['run']}: results",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
     )
     for column in columns:
-        numeric = any(isinstance(row.get(column), int | float) for row in found)
-        grid.add_column(escape(column), justify="right" if numeric else "left")
-    for row in found:
-        grid.add_row(*(escape(_cell(row.get(column))) for column in columns))
+        numeric = any(isinstance(row.get(column), int | float) for row in rows)
+        grid.add_column(
+            escape(printable(column)), justify="right" if numeric else "left", no_wrap=True
+        )
+    for row in rows:
+        grid.add_row(*(escape(printable(_cell(row.get(column)))) for column in columns))
     return grid
 
 
