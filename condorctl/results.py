@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from rich.markup import escape
 from rich.table import Table
@@ -45,15 +45,16 @@ def table(view: Json) -> Table:
     )
     for column in columns:
         numeric = any(isinstance(row.get(column), int | float) for row in rows)
-        grid.add_column(
-            escape(printable(column)), justify="right" if numeric else "left", no_wrap=True
-        )
+        # On a narrow terminal headings are wrapped; a figure never is, nor cut.
+        widest = max(len(_cell(row.get(column))) for row in rows)
+        justify: Literal["left", "right"] = "right" if numeric else "left"
+        grid.add_column(escape(printable(column)), justify=justify, min_width=widest)
     for row in rows:
-        grid.add_row(*(escape(printable(_cell(row.get(column)))) for column in columns))
+        grid.add_row(*(escape(_cell(row.get(column))) for column in columns))
     return grid
 
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{100 * value:.1f} %" if 0 <= value <= 1 else f"{value:.4g}"
-    return "" if value is None else str(value)
+    return "" if value is None else printable(str(value))
