@@ -137,7 +137,8 @@ def results(run: RunName = None, as_json: Json = False) -> None:
         name = view["run"]
         raise UserError(f"{name} has reported no results yet: `condorctl status {name}`", 1)
     else:
-        _console().print(tables.table(view))
+        console = _console()
+        console.print(tables.table(view, console))
 
 
 @app.command()

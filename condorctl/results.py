@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import select
@@ -32,23 +33,30 @@ def describe(session: Session, run: str | None) -> Json:
     return {"run": found.name, "pipeline": found.pipeline, "params": found.params, "results": rows}
 
 
-def table(view: Json) -> Table:
-    """The rows as a table; fractions between 0 and 1 are shown in percent."""
+def table(view: Json, console: Console) -> Table:
+    """The rows as a table for `console`; fractions between 0 and 1 are shown in percent."""
+    wide = _grid(view, narrow=False)
+    unbounded = console.options.update(max_width=10_000)
+    fits = console.measure(wide, options=unbounded).maximum <= console.width
+    return wide if fits else _grid(view, narrow=True)
+
+
+def _grid(view: Json, narrow: bool) -> Table:
     rows = view["results"]
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "stage"))
+    title = f"{view['run']}: results"
     grid = Table(
-        title=f"{view['run']}: results",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="dim",
+        title=title, title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0)
     )
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "stage"))
     for column in columns:
         numeric = any(isinstance(row.get(column), int | float) for row in rows)
-        # On a narrow terminal headings are wrapped; a figure never is, nor cut.
-        widest = max(len(_cell(row.get(column))) for row in rows)
-        justify: Literal["left", "right"] = "right" if numeric else "left"
-        grid.add_column(escape(printable(column)), justify=justify, min_width=widest)
+        heading = escape(printable(column))
+        grid.add_column(
+            # A heading may take several lines; a figure is never cut.
+            heading.replace(" ", "\n") if narrow else heading,
+            justify="right" if numeric else "left",
+            no_wrap=True,
+        )
     for row in rows:
         grid.add_row(*(escape(_cell(row.get(column))) for column in columns))
     return grid
