@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from condorctl import __version__
-from condorctl.errors import UserError
+from condorctl.errors import UserError, printable
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -56,6 +56,11 @@ def main() -> None:
         # The reader went away (`condorctl status | head`): not an error, and nothing to flush.
         sys.stdout = None
         sys.exit(141)
+    except OSError as error:
+        # A full disk, a folder without rights: said as plainly as a mistake in a spec.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)
@@ -163,7 +168,7 @@ def fetch(
         _print_json({"job": job, "files": files})
         return
     for file in files:
-        print(f"{file['target']}  {file['bytes']} bytes  sha256 {file['sha256'][:12]}")
+        print(f"{printable(file['target'])}  {file['bytes']} bytes  sha256 {file['sha256'][:12]}")
 
 
 @pool_app.command("up")

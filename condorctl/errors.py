@@ -1,4 +1,4 @@
-"""The one error that a user is meant to see."""
+"""The one error that a user is meant to see, and how foreign text is shown."""
 
 
 class UserError(Exception):
@@ -9,5 +9,10 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, exit_code: int = 2) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
         self.exit_code = exit_code
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: what a job wrote must not drive the user's terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -10,8 +10,8 @@ from rich.table import Table
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from condorctl.errors import printable
 from condorctl.ledger import Job, Result, Stage, find_run
-from condorctl.status import printable
 
 Json = dict[str, Any]
 

@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO
 
-from condorctl.status import printable
-
 # A job that runs has its output under names of HTCondor's own.
 STDOUT, STDERR = "_condor_stdout", "_condor_stderr"
 
@@ -94,11 +92,11 @@ class Stream:
             if size == _END:
                 return
             if size == _MISSING:
-                raise Missing(printable(name))
+                raise Missing(name)
             # The far side is not trusted with the choice of what is written here.
             below = any(name == path or name.startswith(f"{path.rstrip('/')}/") for path in wanted)
             if size < 0 or not below or ".." in PurePosixPath(name).parts:
-                raise Broken(f"{printable(name)!r} was sent unasked")
+                raise Broken(f"{name!r} was sent unasked")
             yield name, size, digest
 
     def read(self, count: int) -> bytes:
@@ -121,7 +119,7 @@ class Stream:
         """The last line that condor_ssh_to_job wrote to its standard error."""
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        return printable(lines[-1]) if lines else ""
+        return lines[-1] if lines else ""
 
     def _read_until(self, mark: bytes) -> str:
         while mark not in self._buffer:
@@ -179,4 +177,4 @@ def tail(job: str, name: str, into: IO[bytes]) -> None:
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
         raise NoSsh(f"condor_tail: {error}") from None
     if answer.returncode:
-        raise NoSsh(printable(answer.stderr.decode(errors="replace").strip()))
+        raise NoSsh(answer.stderr.decode(errors="replace").strip())

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from condorctl import holds
+from condorctl.errors import printable
 from condorctl.ledger import Job, Run, Stage
 
 Json = dict[str, Any]
@@ -140,11 +141,6 @@ def size(count: int) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} TB"
-
-
-def printable(text: str) -> str:
-    """`text` without control characters: what a job wrote must not drive the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _numbers(stage: Json) -> list[str]:

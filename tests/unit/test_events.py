@@ -199,3 +199,4 @@ def test_a_run_or_a_ledger_that_is_not_there_is_one_line(ledger: Ledger, project
 def test_what_a_job_says_cannot_drive_the_terminal() -> None:
     stage = {"epoch": 1, "epochs": 2, "metrics": {"\x1b[2Jloss": 0.5}}
     assert status.progress_text(stage) == "epoch 1/2 \N{REPLACEMENT CHARACTER}[2Jloss=0.5"
+    assert str(UserError("has no \x1b]0;x\x07")) == "has no \ufffd]0;x\ufffd"
