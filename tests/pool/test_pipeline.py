@@ -21,6 +21,8 @@ def test_the_pipeline_gives_small_robust_networks(
 ) -> None:
     command = [sys.executable, "-m", "condorctl", "submit", "pipeline", "--follow"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline().startswith("pipeline-1: DAG job")
         # While it runs: the epoch moves, and the log so far can be had.
         wait("pipeline-1", lambda view: (view["stages"]["pretrain"]["epoch"] or 0) >= 1)
         view = wait("pipeline-1", lambda view: (view["stages"]["pretrain"]["epoch"] or 0) >= 3)
