@@ -63,8 +63,10 @@ def package(name: str) -> Path:
     """The source folder or file that a spec's ``code:`` entry names.
 
     The user's own folder wins over a package installed beside condorctl.
-    Raises UserError when neither has it.
+    Raises UserError when neither has it, and for a path that leads out of them.
     """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"code: {name!r}: name a package or file of the folder you are in")
     for base in (project(), _PACKAGE.parent):
         if (base / name).exists():
             return base / name

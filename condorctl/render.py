@@ -72,10 +72,14 @@ def _copy_code(pipeline: Pipeline, target: Path) -> None:
         shutil.copy2(_PACKAGE / name, target / "condorctl" / name)
     for name in dict.fromkeys(name for stage in pipeline.stages.values() for name in stage.code):
         source = paths.package(name)
-        if source.is_dir():
-            shutil.copytree(source, target / source.name, ignore=_NOT_CODE, dirs_exist_ok=True)
-        else:
-            shutil.copy2(source, target / source.name)
+        try:
+            if source.is_dir():
+                shutil.copytree(source, target / source.name, ignore=_NOT_CODE, dirs_exist_ok=True)
+            else:
+                shutil.copy2(source, target / source.name)
+        except shutil.Error as error:
+            file, _, reason = error.args[0][0]
+            raise UserError(f"code: {file}: {reason}") from None
 
 
 def _templates() -> jinja2.Environment:

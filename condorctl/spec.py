@@ -30,6 +30,7 @@ _RESERVED = {"all_nodes", "code", "logs"}
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 Text = Annotated[str, Field(min_length=1)]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 # HTCondor takes a bare number as MB (memory) or KB (disk): ask for the unit.
 Amount = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[KMGT]B?$")]
 
@@ -46,7 +47,7 @@ class Stage(BaseModel):
     outputs: list[Text] = Field([], description="files that the command leaves behind")
     template: Text = Field("stage.sub.j2", description="the submit file's template")
     code: list[Text] = Field([], description="packages to take along, importable in the job")
-    environment: dict[str, str] = Field({}, description="environment variables of the job")
+    environment: dict[VariableName, str] = Field({}, description="environment variables of the job")
     request_cpus: int = Field(1, ge=1)
     request_memory: Amount = "1 GB"
     request_disk: Amount = "1 GB"

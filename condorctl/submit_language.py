@@ -15,7 +15,6 @@ from condorctl.errors import UserError
 
 _MACRO = re.compile(r"\$\$?\(|\$\$?[A-Za-z_]+\(")
 _UNSAFE_IN_LIST = re.compile(r"[,;=\"'$\x00-\x1f]|^\s|\s$")
-_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # Macros a template's author may use: HTCondor fills them in with numbers and names of its own.
 _KNOWN_MACROS = {
@@ -62,13 +61,7 @@ def arguments(words: Sequence[str]) -> Quoted:
 
 
 def environment(variables: Mapping[str, str]) -> Quoted:
-    """The value of ``environment =`` that sets exactly these variables.
-
-    Raises UserError for a name that is not letters, digits and underscores.
-    """
-    for name in variables:
-        if not _ENVIRONMENT_NAME.fullmatch(name):
-            raise UserError(f"environment: {name!r} is no name of a variable")
+    """The value of ``environment =`` that sets exactly these variables; names are plain words."""
     return _list(f"{name}={_quoted(value)}" for name, value in variables.items())
 
 

@@ -98,7 +98,11 @@ def test_a_faulty_template_is_one_line(
 
 @pytest.mark.parametrize(
     ("key", "expected"),
-    [("template: none.j2", r"none\.j2.*stage\.sub\.j2"), ("code: [nowhere]", "nowhere")],
+    [
+        ("template: none.j2", r"none\.j2.*stage\.sub\.j2"),
+        ("code: [nowhere]", "nowhere"),
+        ("code: [../..]", "the folder you are in"),
+    ],
 )
 def test_an_unknown_template_or_package_is_named(
     folder: Path, project: Path, key: str, expected: str

@@ -104,6 +104,10 @@ WRONG = {
     "line break": ('stages: {a: {command: ["x\\nqueue 9"]}}', "holds a line break"),
     "macro": ("stages: {a: {command: ['$(HOME)']}}", "holds '$(…)'"),
     "function macro": ("stages: {a: {command: ['$ENV(HOME)']}}", "holds '$ENV(…)'"),
+    "variable name": (
+        "stages: {a: {command: [x], environment: {'A B': 1}}}",
+        "p.yaml:1: stages.a.environment.A B",
+    ),
     "negative": ("stages: {a: {command: [x], request_cpus: 0}}", "stages.a.request_cpus"),
     "memory unit": ("stages: {a: {command: [x], request_memory: '2000'}}", "request_memory"),
     "bad name": ("stages: {'a.b': {command: [x]}}", "is no name for a stage"),
