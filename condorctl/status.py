@@ -21,6 +21,12 @@ _COLOURS = {
     "done": "green", "running": "cyan", "held": "bold red", "failed": "bold red",
     "removed": "red", "disconnected": "yellow", "suspended": "yellow", "retrying": "yellow",
 }  # fmt: skip
+# What stage.sh and the shell in it mean by these; above 128 they report a signal.
+_EXIT_CODES = {
+    74: "an output was not written",
+    126: "the command cannot be executed",
+    127: "the command was not found",
+}
 _OPEN = {"idle", "running", "held", "suspended", "disconnected"}
 
 
@@ -216,7 +222,11 @@ def _elapsed(job: Job) -> float | None:
 def _ended_with(job: Job) -> str | None:
     if job.signal is not None:
         return f"signal {job.signal}"
-    return f"exit code {job.exit_code}" if job.exit_code is not None else None
+    code = job.exit_code
+    if code is None:
+        return None
+    meaning = _EXIT_CODES.get(code) or (f"signal {code - 128}" if 128 < code < 193 else "")
+    return f"exit code {code}{f': {meaning}' if meaning else ''}"
 
 
 def _hold(job: Job) -> Json:

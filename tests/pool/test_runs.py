@@ -115,7 +115,7 @@ def test_failures_are_retried_unless_no_retry_can_mend_them(
         ("flaky", "failed", 2), ("wrong", "failed", 1), ("silent", "failed", 1),
         ("after", "not run", None),
     ]  # fmt: skip
-    assert stages["silent"]["ended_with"] == "exit code 74"
+    assert stages["silent"]["ended_with"] == "exit code 74: an output was not written"
     # Each attempt has kept its own output.
     outs = sorted((project / "exp" / "runs" / name / "flaky").glob("*.out"))
     assert [out.read_text() for out in outs] == ["tried\n", "tried\n"]
