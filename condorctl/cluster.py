@@ -29,6 +29,10 @@ class Unreachable(UserError):
     """The schedd does not answer: what its jobs do is not known now."""
 
 
+class DamagedLog(UserError):
+    """An event log holds something that is no event."""
+
+
 @cache
 def _htcondor() -> Any:
     """The bindings. They read the configuration on import, so the pool is settled before.
@@ -115,12 +119,19 @@ def live(dags: Sequence[int]) -> list[Ad]:
 
 
 def read_events(path: Path, position: LogPosition) -> Iterator[Ad]:
-    """Events in the job event log at `path` from `position` on, which moves along."""
-    log = _htcondor().JobEventLog(str(path))
+    """Events in the job event log at `path` from `position` on, which moves along.
+
+    Raises DamagedLog at bytes that are no event; `position` stays before them.
+    """
+    htcondor = _htcondor()
+    log = htcondor.JobEventLog(str(path))
     # The bindings give a log's position away only through its pickled state.
     state, _ = log.__getstate__()
     log.__setstate__((state, position.offset))
     with log:
-        for event in log.events(stop_after=0):
-            position.offset = log.__getstate__()[1]
-            yield {name: event[name] for name in event}
+        try:
+            for event in log.events(stop_after=0):
+                position.offset = log.__getstate__()[1]
+                yield {name: event[name] for name in event}
+        except (htcondor.HTCondorException, UnicodeDecodeError) as error:
+            raise DamagedLog(f"{path}: no event after byte {position.offset}: {error}") from None

@@ -61,26 +61,28 @@ Event = dict[str, Any]
 def sync(ledger: Ledger) -> str | None:
     """Bring every unfinished run in the ledger up to date.
 
-    Returns None, or in one line why the schedd could not be asked; what the logs say is in the
-    ledger all the same.
+    Returns None, or in one line why not all is known: a damaged log, or a schedd that does not
+    answer. What could be read is in the ledger all the same.
     """
-    try:
-        with ledger.session() as session:
-            unfinished = list(session.scalars(select(Run).where(Run.finished.is_(None))))
-            for run in unfinished:
+    notes = []
+    with ledger.session() as session:
+        unfinished = list(session.scalars(select(Run).where(Run.finished.is_(None))))
+        for run in unfinished:
+            try:
                 _read_logs(session, run)
-            going = [(run.schedd, run.cluster) for run in unfinished if not run.finished]
-        if not going:
-            return None
-        # The schedd may take its time: ask it while nobody waits for the ledger.
-        here = cluster.schedd_name()
+            except cluster.DamagedLog as error:
+                notes.append(str(error))
+        going = [(run.schedd, run.cluster) for run in unfinished if not run.finished]
+    try:
+        # The schedd may take its time: it is asked while nobody waits for the ledger.
+        here = cluster.schedd_name() if going else ""
         ads = cluster.live([number for schedd, number in going if number and schedd == here])
     except cluster.Unreachable as error:
-        return str(error)
+        return "; ".join([*notes, str(error)])
     with ledger.session() as session:
         for ad in ads:
             _apply_live(session, here, ad)
-    return None
+    return "; ".join(notes) or None
 
 
 def _read_logs(session: Session, run: Run) -> None:

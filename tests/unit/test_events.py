@@ -139,6 +139,21 @@ def test_half_an_event_waits_for_its_other_half(ledger: Ledger, project: Path) -
     assert states(ledger)[0] == "idle"
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [SUBMIT.format(9, "tw?", 2).encode().replace(b"?", b"\xff"), b"000 (what is this\n...\n"],
+)
+def test_a_damaged_log_is_named_and_stops_nothing_else(
+    ledger: Ledger, project: Path, garbage: bytes
+) -> None:
+    write(project, "dagman.log", SUBMIT.format(7, "", 0))
+    write(project, "nodes.log", SUBMIT.format(8, "one", 1))
+    with (project / "p.dag.nodes.log").open("ab") as log:
+        log.write(garbage)
+    assert "p.dag.nodes.log: no event after byte" in str(events.sync(ledger))
+    assert states(ledger) == ["idle", "waiting"]
+
+
 def test_an_exit_code_of_zero_is_not_success_while_a_stage_has_not_run(
     ledger: Ledger, project: Path
 ) -> None:
