@@ -116,10 +116,10 @@ def status(run: RunName = None, as_json: Json = False) -> None:
     from condorctl import status as statuses
 
     ledger = _ledger()
-    note = events.sync(ledger)
+    note = str(events.sync(ledger))
     view = _view(ledger, run)
     if as_json:
-        _print_json({**view, "note": note})
+        _print_json({**view, "note": note or None})
         return
     console = _console()
     console.print(statuses.table(view, console))
@@ -318,7 +318,7 @@ def _console() -> Any:
 
 def _complain(lines: Iterable[str]) -> None:
     for line in lines:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def _print_json(value: Any) -> None:

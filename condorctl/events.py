@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -58,31 +59,38 @@ _METRICS_FILE = "metrics.jsonl"
 Event = dict[str, Any]
 
 
-def sync(ledger: Ledger) -> str | None:
-    """Bring every unfinished run in the ledger up to date.
+@dataclass(frozen=True)
+class Unknown:
+    """Why not all that could be known is in the ledger."""
 
-    Returns None, or in one line why not all is known: a damaged log, or a schedd that does not
-    answer. What could be read is in the ledger all the same.
-    """
-    notes = []
+    unreachable: str | None
+    damaged: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, [*self.damaged, self.unreachable]))
+
+
+def sync(ledger: Ledger) -> Unknown:
+    """Bring every unfinished run in the ledger up to date, as far as logs and schedd tell."""
+    damaged = []
     with ledger.session() as session:
         unfinished = list(session.scalars(select(Run).where(Run.finished.is_(None))))
         for run in unfinished:
             try:
                 _read_logs(session, run)
             except cluster.DamagedLog as error:
-                notes.append(str(error))
+                damaged.append(str(error))
         going = [(run.schedd, run.cluster) for run in unfinished if not run.finished]
     try:
         # The schedd may take its time: it is asked while nobody waits for the ledger.
         here = cluster.schedd_name() if going else ""
         ads = cluster.live([number for schedd, number in going if number and schedd == here])
     except cluster.Unreachable as error:
-        return "; ".join([*notes, str(error)])
+        return Unknown(str(error), tuple(damaged))
     with ledger.session() as session:
         for ad in ads:
             _apply_live(session, here, ad)
-    return "; ".join(notes) or None
+    return Unknown(None, tuple(damaged))
 
 
 def _read_logs(session: Session, run: Run) -> None:
@@ -237,12 +245,8 @@ def _apply_live(session: Session, schedd: str, ad: cluster.Ad) -> None:
     )
     if job is None:
         return
-    progress = _record(ad.get("ChirpProgress"))
-    if progress and isinstance(progress.get("epoch"), int):
-        job.progress = progress
-    checkpoint = _record(ad.get("ChirpCheckpoint"))
-    if checkpoint:
-        _add_checkpoint(session, job, checkpoint, f"job's sandbox on {job.host}")
+    job.progress = _progress(_record(ad.get("ChirpProgress"))) or job.progress
+    _add_checkpoint(job, _record(ad.get("ChirpCheckpoint")), f"job's sandbox on {job.host}")
 
 
 def _read_metrics(session: Session, run: Run, job: Job) -> None:
@@ -254,38 +258,33 @@ def _read_metrics(session: Session, run: Run, job: Job) -> None:
         return
     metrics: dict[tuple[int, str], Metric] = {}
     results: list[Result] = []
-    for record in filter(None, map(_record, lines)):
-        kind, epoch = record.get("kind"), record.get("epoch")
-        if kind == "progress" and isinstance(epoch, int):
-            job.progress = {key: record.get(key) for key in ("epoch", "epochs", "metrics")}
-            for name, value in _numbers(record.get("metrics")):
+    for record in map(_record, lines):
+        kind = record.get("kind")
+        if kind == "progress" and (progress := _progress(record)):
+            job.progress = progress
+            epoch, when = progress["epoch"], _number(record.get("time"))
+            for name, value in progress["metrics"].items():
                 # An evicted job may have done an epoch twice: the later line counts.
                 metrics[epoch, name] = Metric(
-                    job_id=job.id, epoch=epoch, name=name, value=value, time=record.get("time")
+                    job_id=job.id, epoch=epoch, name=name, value=value, time=when
                 )
         elif kind == "checkpoint":
-            _add_checkpoint(session, job, record, str(folder / str(record.get("path"))))
+            _add_checkpoint(job, record, str(folder / str(record.get("path"))))
         elif kind == "result" and isinstance(record.get("values"), dict):
             values = record["values"]
             results.append(Result(job_id=job.id, position=len(results), values=values))
     session.add_all([*metrics.values(), *results])
 
 
-def _numbers(metrics: object) -> Iterator[tuple[str, float | None]]:
-    for name, value in metrics.items() if isinstance(metrics, dict) else ():
-        if value is None or (isinstance(value, int | float) and math.isfinite(value)):
-            yield str(name), value
-
-
-def _add_checkpoint(session: Session, job: Job, record: Event, place: str) -> None:
-    values = {key: record.get(key) for key in ("path", "epoch", "bytes", "sha256")}
-    expected = (str, int, int, str)
-    if not all(map(isinstance, values.values(), expected)):
+def _add_checkpoint(job: Job, record: Event, place: str) -> None:
+    path, sha256 = record.get("path"), record.get("sha256")
+    epoch, size = record.get("epoch"), record.get("bytes")
+    if not (isinstance(path, str) and isinstance(sha256, str) and _whole(epoch) and _whole(size)):
         return
-    same_path = [old for old in job.checkpoints if old.path == values["path"]]
-    known = next((old for old in same_path if old.sha256 == values["sha256"]), None)
+    same_path = [old for old in job.checkpoints if old.path == path]
+    known = next((old for old in same_path if old.sha256 == sha256), None)
     if known is None:
-        known = Checkpoint(**values)
+        known = Checkpoint(path=path, epoch=epoch, bytes=size, sha256=sha256)
         job.checkpoints.append(known)
     if all(old.epoch <= known.epoch for old in same_path):
         for old in same_path:
@@ -293,13 +292,46 @@ def _add_checkpoint(session: Session, job: Job, record: Event, place: str) -> No
         known.place = place
 
 
-def _record(text: object) -> Event | None:
-    """The JSON object in `text`, or None: a job may write what it likes."""
-    try:
-        value = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
+def _progress(record: Event) -> Event | None:
+    """Epoch, epochs and metrics of a record when they are such, and nothing else of it."""
+    epoch, epochs, metrics = (record.get(key) for key in ("epoch", "epochs", "metrics"))
+    if not (_whole(epoch) and _whole(epochs) and isinstance(metrics, dict)):
         return None
-    return value if isinstance(value, dict) else None
+    numbers = {
+        name: _number(value)
+        for name, value in metrics.items()
+        if value is None or _number(value) is not None
+    }
+    return {"epoch": epoch, "epochs": epochs, "metrics": numbers}
+
+
+def _whole(value: object) -> bool:
+    """Whether it is a count that SQLite can hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _number(value: object) -> float | None:
+    """`value` as a finite float, None when it is no such thing."""
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _record(text: object) -> Event:
+    """The JSON object in `text`, empty when there is none: a job may write what it likes."""
+    try:
+        value = json.loads(text, parse_constant=_refuse) if isinstance(text, str) else None
+        # Half of a surrogate pair is a string in JSON, but no text that can be stored or shown.
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _host(event: Event) -> str:

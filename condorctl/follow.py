@@ -32,7 +32,7 @@ def follow(ledger: Ledger, run: str, console: Console, quiet: bool = False) -> d
     answered = time.monotonic()
     with live or contextlib.nullcontext():
         while True:
-            note = events.sync(ledger)
+            unreachable = events.sync(ledger).unreachable
             with ledger.session() as session:
                 view = status.describe(find_run(session, run))
             if live:
@@ -45,9 +45,9 @@ def follow(ledger: Ledger, run: str, console: Console, quiet: bool = False) -> d
             stuck_since = (stuck_since or now) if status.is_stuck(view) else None
             if stuck_since and now - stuck_since > _STUCK_S:
                 return view
-            answered = answered if note else now
+            answered = answered if unreachable else now
             if now - answered > _UNREACHABLE_S:
-                raise cluster.Unreachable(f"{run}: {note}", 3)
+                raise cluster.Unreachable(f"{run}: {unreachable}", 3)
             time.sleep(_INTERVAL_S)
 
 

@@ -109,13 +109,12 @@ def troubles(view: Json) -> list[str]:
     """One line for each stage, or the run itself, that needs its user."""
     lines = []
     if view["problem"]:
-        lines.append(f"{view['run']}: DAGMan is {view['state']}: {printable(view['problem'])}")
+        lines.append(f"{view['run']}: DAGMan is {view['state']}: {view['problem']}")
     for stage in view["stages"]:
         hold, name = stage["hold"], f"{stage['stage']} ({stage['job']})"
         if hold:
             lines.append(
-                f"{name} is held: {hold['cause']}; {hold['mend']}. "
-                f"HTCondor says: {printable(hold['reason'])}"
+                f"{name} is held: {hold['cause']}; {hold['mend']}. HTCondor says: {hold['reason']}"
             )
         elif stage["state"] == "failed" and stage["job"]:
             lines.append(

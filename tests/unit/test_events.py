@@ -183,6 +183,15 @@ def test_metrics_checkpoints_and_results_are_read_when_a_job_ends(
         "", "{", "[1]", "null", '{"kind": "progress"}', '{"kind": "progress", "epoch": "x"}',
         '{"kind": "progress", "epoch": 1, "metrics": [1]}',
         '{"kind": "checkpoint", "path": 5}', '{"kind": "result", "values": 3}',
+        '{"kind": "progress", "epoch": 1, "epochs": 2, "time": [1], "metrics": {"a": 1}}',
+        '{"kind": "progress", "epoch": 1, "epochs": "[/x]\\u001b[2J", "metrics": {"a": 1}}',
+        f'{{"kind": "progress", "epoch": {10**30}, "epochs": {10**30}, "metrics": {{"a": 1}}}}',
+        f'{{"kind": "progress", "epoch": 1, "epochs": 2, "metrics": {{"a": {10**400}}}}}',
+        '{"kind": "progress", "epoch": 1, "epochs": 2, "metrics": {"\\ud800": 1}}',
+        '{"kind": "progress", "epoch": 1, "epochs": 2, "metrics": {"a": NaN}}',
+        f'{{"kind": "checkpoint", "path": "c", "epoch": 1, "bytes": {10**30}, "sha256": "x"}}',
+        '{"kind": "checkpoint", "path": "\\ud800", "epoch": 1, "bytes": 1, "sha256": "x"}',
+        '{"kind": "result", "values": {"model": "\\ud800"}}',
         "[" * 100_000, "\x1b[2J", '{"kind": "progress", "epoch": 1, "metrics": {"a": "b"}}',
     ]  # fmt: skip
     lines = [*map(json.dumps, records), *hostile]
@@ -193,7 +202,7 @@ def test_metrics_checkpoints_and_results_are_read_when_a_job_ends(
     with ledger.session() as session:
         metrics = [(m.epoch, m.name, m.value) for m in session.scalars(select(Metric))]
         results = [r.values for r in session.scalars(select(Result))]
-    assert metrics == [(1, "loss", 2.0), (2, "loss", None)]
+    assert metrics == [(1, "loss", 2.0), (2, "loss", None), (1, "a", 1.0)]
     assert results == [{"model": "m", "clean": 0.5}]
 
 
