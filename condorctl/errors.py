@@ -1,5 +1,10 @@
 """The one error that a user is meant to see, and how foreign text is shown."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something the user can mend.
@@ -16,3 +21,12 @@ class UserError(Exception):
 def printable(text: str) -> str:
     """`text` without control characters: what a job wrote must not drive the user's terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown `word`: the one that was meant, else all there are."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there is {', '.join(known)}" if known else ""

@@ -95,15 +95,15 @@ def sync(ledger: Ledger) -> Unknown:
 
 def _read_logs(session: Session, run: Run) -> None:
     # DAGMan's own log first: when it says the end, the other log is complete.
-    for event in _new_events(session, Path(f"{run.dag}.dagman.log")):
+    for event in _new_events(session, Path(f"{run.dag_file}.dagman.log")):
         _apply_to_run(run, event)
-    for event in _new_events(session, Path(f"{run.dag}.nodes.log")):
+    for event in _new_events(session, Path(f"{run.dag_file}.nodes.log")):
         _apply_to_job(session, run, event)
     if run.state == "done" and not all(map(_succeeded, run.stages)):
         # DAGMan's exit code 0 does not promise that every node ran.
         run.state = "failed"
     if run.state == "failed" and not any(stage.jobs for stage in run.stages):
-        run.problem = _last_error(Path(f"{run.dag}.dagman.out"))
+        run.problem = _last_error(Path(f"{run.dag_file}.dagman.out"))
 
 
 def _succeeded(stage: Stage) -> bool:

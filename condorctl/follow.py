@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.live import Live
 
-from condorctl import cluster, events, status
-from condorctl.ledger import Ledger, find_run
+from condorctl import cluster, events, find, status
+from condorctl.ledger import Ledger
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,7 @@ def follow(ledger: Ledger, run: str, console: Console, quiet: bool = False) -> d
         while True:
             unreachable = events.sync(ledger).unreachable
             with ledger.session() as session:
-                view = status.describe(find_run(session, run))
+                view = status.describe(find.run(session, run))
             if live:
                 live.update(status.table(view, console), refresh=True)
             elif not quiet:

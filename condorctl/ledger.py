@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import ForeignKey, UniqueConstraint, event, select
+from sqlalchemy import ForeignKey, UniqueConstraint, event
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
@@ -21,22 +21,31 @@ from condorctl.errors import UserError
 Json = dict[str, Any]
 _BUSY_TIMEOUT_S = 30
 # Of the tables below; kept in the database's own `user_version`.
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {Json: sa.JSON, list[str]: sa.JSON, list[Json]: sa.JSON}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        Json: sa.JSON,
+        list[str]: sa.JSON,
+        list[int]: sa.JSON,
+        list[Json]: sa.JSON,
+    }
 
 
 class Run(Base):
-    """One submission of a pipeline: one DAGMan job."""
+    """What was submitted together: a pipeline or foreign DAG (one DAGMan job), or foreign jobs."""
 
     __tablename__ = "run"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
+    # "pipeline" was rendered here; "dag" and "jobs" are work that condorctl adopted.
+    kind: Mapped[str] = mapped_column(default="pipeline")
     pipeline: Mapped[str]
     folder: Mapped[str]
+    # The DAG's file, after which DAGMan names its own; None for jobs without a DAG.
+    dag_file: Mapped[str | None]
     params: Mapped[Json]
     # The tables that the spec declares, each a `spec.Table`.
     tables: Mapped[list[Json]] = mapped_column(default=list)
@@ -45,11 +54,19 @@ class Run(Base):
     submitted: Mapped[float]
     # None between writing the run's folder and the schedd's answer; found again in the DAG's log.
     cluster: Mapped[int | None]
+    # The DAGMan jobs before the present one: a run that was resumed has several.
+    earlier: Mapped[list[int]] = mapped_column(default=list)
     state: Mapped[str] = mapped_column(default="idle")
     finished: Mapped[float | None]
     exit_code: Mapped[int | None]
     # Why DAGMan itself is held, or what it said when it gave up.
     problem: Mapped[str | None]
+    # When the schedd last told what the run's jobs do; None before it has.
+    seen: Mapped[float | None]
+    # Where the run comes from: commit, diff, versions, user, site (`provenance`).
+    provenance: Mapped[Json] = mapped_column(default=dict)
+    # When `condorctl clean` took its files away.
+    cleaned: Mapped[float | None]
 
     stages: Mapped[list[Stage]] = relationship(
         back_populates="run", order_by="Stage.position", cascade="all, delete-orphan"
@@ -60,13 +77,13 @@ class Run(Base):
         return Path(self.folder)
 
     @property
-    def dag(self) -> Path:
+    def dag(self) -> Path | None:
         """The DAG's file; DAGMan's own files are named after it."""
-        return self.path / f"{self.pipeline}.dag"
+        return Path(self.dag_file) if self.dag_file else None
 
 
 class Stage(Base):
-    """One node of a run's graph."""
+    """One node of a run's graph; of adopted jobs without a DAG, one cluster."""
 
     __tablename__ = "stage"
     __table_args__ = (UniqueConstraint("run_id", "name"),)
@@ -76,13 +93,34 @@ class Stage(Base):
     position: Mapped[int]
     name: Mapped[str]
     needs: Mapped[list[str]]
-    retries: Mapped[int]
-    final_exit_code: Mapped[int | None]
+    retries: Mapped[int] = mapped_column(default=0)
+    # Exit codes that no retry mends.
+    final_exit_codes: Mapped[list[int]] = mapped_column(default=list)
+    command: Mapped[list[str]] = mapped_column(default=list)
+    outputs: Mapped[list[str]] = mapped_column(default=list)
+    # What the stage's result depends on, each part by its sha256 (`reuse`).
+    fingerprint: Mapped[Json] = mapped_column(default=dict)
+    # The stage of another run whose outputs stand in for this one's; it has no job then.
+    source_id: Mapped[int | None] = mapped_column(ForeignKey("stage.id", ondelete="SET NULL"))
+    # DAGMan's verdict, "done" or "failed", where the jobs alone do not tell it: NOOP, DONE, POST.
+    outcome: Mapped[str | None]
 
     run: Mapped[Run] = relationship(back_populates="stages")
+    source: Mapped[Stage | None] = relationship(remote_side="Stage.id")
     jobs: Mapped[list[Job]] = relationship(
-        back_populates="stage", order_by="Job.attempt", cascade="all, delete-orphan"
+        back_populates="stage", order_by="(Job.attempt, Job.proc)", cascade="all, delete-orphan"
     )
+
+    @property
+    def folder(self) -> Path:
+        """The stage's own folder in that of its run."""
+        return self.run.path / self.name
+
+    @property
+    def current(self) -> list[Job]:
+        """The jobs of the latest attempt: one, or one for each process of a foreign cluster."""
+        last = self.jobs[-1].attempt if self.jobs else 0
+        return [job for job in self.jobs if job.attempt == last]
 
 
 class Job(Base):
@@ -111,6 +149,19 @@ class Job(Base):
     hold_reason: Mapped[str | None]
     # {"epoch": 3, "epochs": 10, "metrics": {...}}, as the job last said
     progress: Mapped[Json | None]
+    # Where HTCondor puts its files on the submit machine; absolute, None where it was not told.
+    iwd: Mapped[str | None]
+    out: Mapped[str | None]
+    err: Mapped[str | None]
+    log: Mapped[str | None]
+    # Whether its files stay in the schedd's spool until they are fetched (`condor_transfer_data`).
+    spooled: Mapped[bool] = mapped_column(default=False)
+    # What its slot gave it, and what it used of that: memory_mb, disk_kb, cpu_s.
+    cpus: Mapped[int | None]
+    gpus: Mapped[int | None]
+    usage: Mapped[Json] = mapped_column(default=dict)
+    # The machine as the job found it: host, kernel, gpus, driver.
+    machine: Mapped[Json] = mapped_column(default=dict)
 
     stage: Mapped[Stage] = relationship(back_populates="jobs")
     states: Mapped[list[JobState]] = relationship(
@@ -119,6 +170,17 @@ class Job(Base):
     checkpoints: Mapped[list[Checkpoint]] = relationship(
         order_by="Checkpoint.epoch", cascade="all, delete-orphan"
     )
+    written: Mapped[list[Output]] = relationship(order_by="Output.id", cascade="all, delete-orphan")
+
+    @property
+    def folder(self) -> Path:
+        """Where its outputs are on the submit machine, once it has ended."""
+        return Path(self.iwd) if self.iwd else self.stage.folder
+
+    @property
+    def id_text(self) -> str:
+        """``schedd#cluster.proc``: unique in the world until a schedd is set up anew."""
+        return f"{self.schedd}#{self.number}"
 
     @property
     def number(self) -> str:
@@ -154,6 +216,19 @@ class Checkpoint(Base):
     bytes: Mapped[int]
     sha256: Mapped[str]
     place: Mapped[str | None]
+
+
+class Output(Base):
+    """A file that a job wrote, as its own node saw it when the command had ended."""
+
+    __tablename__ = "output"
+    __table_args__ = (UniqueConstraint("job_id", "path"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("job.id"))
+    path: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
 
 
 class Metric(Base):
@@ -259,19 +334,3 @@ def _configure(connection: Any, _: Any) -> None:
 
 def _begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def find_run(session: Session, name: str | None) -> Run:
-    """The run called `name`, or the latest one.
-
-    Raises UserError when there is none.
-    """
-    latest = select(Run).order_by(Run.id.desc()).limit(1)
-    run = session.scalar(latest if name is None else select(Run).where(Run.name == name))
-    if run:
-        return run
-    if name is None:
-        raise UserError("no run in the ledger yet: `condorctl submit pipeline` starts one", 1)
-    newest = session.scalar(latest)
-    hint = f"the latest is {newest.name}" if newest else "it is empty"
-    raise UserError(f"no run {name!r} in the ledger; {hint}", 1)

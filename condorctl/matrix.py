@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from condorctl import yaml_text
-from condorctl.spec_file import SpecFile, is_name, suggest
+from condorctl.errors import suggest
+from condorctl.spec_file import SpecFile, is_name
 from condorctl.yaml_text import Key, Scalar, Value
 
 # DAGMan's own word for "every node", and the run folder's own entries.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import sqlalchemy as sa
-from sqlalchemy.orm import Session
-
-from condorctl import events, sandbox
+from condorctl import events, find, sandbox
 from condorctl.errors import UserError
 from condorctl.ledger import Fetched, Job, Ledger, Run
 
@@ -26,7 +22,6 @@ File = dict[str, Any]
 _CHUNK = 1 << 20
 _ATTEMPTS = 3
 _EVENT_LOG = "events.log"
-_JOB_ID = re.compile(r"(?:(?P<schedd>.+)#)?(?P<cluster>\d{1,10})(?:\.(?P<proc>\d{1,10}))?")
 _WHY_NOT = {
     "idle": ": it has not started; `condorctl status` shows when it does",
     "held": ": it is held; `condorctl status` says why",
@@ -91,24 +86,9 @@ def fetch(
 
 
 def _look_up(ledger: Ledger, text: str) -> _Target:
-    match = _JOB_ID.fullmatch(text.strip())
-    if not match:
-        raise UserError(f"{text!r} is no job id: write 12, 12.0 or schedd#12.0")
-    cluster, proc = int(match["cluster"]), int(match["proc"] or 0)
     with ledger.session() as session:
-        job = _latest(session, Job, match["schedd"], Job.cluster == cluster, Job.proc == proc)
-        run = _latest(session, Run, match["schedd"], Run.cluster == cluster)
-        if job and not (run and run.submitted > job.submitted):
-            return _of_job(job)
-        if run:
-            return _of_dag(run, f"{cluster}.0")
-    raise UserError(f"no job {text} in the ledger: `condorctl status` shows a run's job ids", 1)
-
-
-def _latest(session: Session, table: Any, schedd: str | None, *where: Any) -> Any:
-    # A schedd set up anew counts from 1 again: the latest one of that number is meant.
-    query = sa.select(table).where(*where).order_by(table.submitted.desc()).limit(1)
-    return session.scalar(query.where(table.schedd == schedd) if schedd else query)
+        found = find.job(session, text)
+        return _of_job(found) if isinstance(found, Job) else _of_dag(found)
 
 
 def _of_job(job: Job) -> _Target:
@@ -126,11 +106,12 @@ def _of_job(job: Job) -> _Target:
     )
 
 
-def _of_dag(run: Run, number: str) -> _Target:
+def _of_dag(run: Run) -> _Target:
+    assert run.dag is not None  # a run without a DAG is not found by a job's number
     names = ("dagman.out", "dagman.log", "nodes.log", "lib.out", "lib.err")
     return _Target(
         row=None,
-        number=number,
+        number=f"{run.cluster}.0",
         state="in its folder",
         label=f"DAG job of {run.name}",
         folder=run.path,

@@ -10,7 +10,7 @@ import json
 import os
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from condorctl import job, ledger
+from condorctl import events, find, job
 from condorctl.errors import UserError
+from condorctl.ledger import Job, Ledger, Result, Run, Stage
 from condorctl.spec import Table
 from condorctl.yaml_text import Scalar, Value
 
@@ -75,12 +76,25 @@ class Results:
         return ", ".join(run["run"] for run in self.runs)
 
 
+def load(ledger: Callable[[], Ledger], names: Sequence[str], folder: Path | None) -> Results:
+    """The results of the runs called `names`, from `folder` when there is one, else the ledger.
+
+    Raises UserError as `from_ledger` and `from_folder` do.
+    """
+    if folder:
+        return from_folder(folder, names)
+    opened = ledger()
+    events.sync(opened)
+    with opened.session() as session:
+        return from_ledger(session, names)
+
+
 def from_ledger(session: Session, names: Sequence[str]) -> Results:
     """The results of the runs called `names`, of the latest one if there is no name.
 
     Raises UserError when there is no such run.
     """
-    runs = [ledger.find_run(session, name) for name in dict.fromkeys(names) or [None]]
+    runs = [find.run(session, name) for name in dict.fromkeys(names) or [None]]
     # Runs of one pipeline declare the same table: it is shown once, over the rows of all.
     tables: list[Table] = []
     for table in (Table.model_validate(table) for run in runs for table in run.tables):
@@ -93,13 +107,13 @@ def from_ledger(session: Session, names: Sequence[str]) -> Results:
     )
 
 
-def _records(session: Session, run: ledger.Run) -> Iterator[Record]:
+def _records(session: Session, run: Run) -> Iterator[Record]:
     query = (
-        select(ledger.Result, ledger.Job, ledger.Stage.name)
-        .join(ledger.Job, ledger.Result.job_id == ledger.Job.id)
-        .join(ledger.Stage, ledger.Job.stage_id == ledger.Stage.id)
-        .where(ledger.Stage.run_id == run.id)
-        .order_by(ledger.Stage.position, ledger.Job.attempt, ledger.Result.position)
+        select(Result, Job, Stage.name)
+        .join(Job, Result.job_id == Job.id)
+        .join(Stage, Job.stage_id == Stage.id)
+        .where(Stage.run_id == run.id)
+        .order_by(Stage.position, Job.attempt, Result.position)
     )
     for order, (row, by, stage) in enumerate(session.execute(query)):
         yield Record(

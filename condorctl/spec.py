@@ -19,8 +19,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from condorctl import matrix, submit_language, yaml_text
-from condorctl.errors import UserError
-from condorctl.spec_file import SpecFile, is_name, suggest
+from condorctl.errors import UserError, suggest
+from condorctl.spec_file import SpecFile, is_name
 from condorctl.yaml_text import Key, Scalar, Value
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -51,7 +51,9 @@ class Stage(BaseModel):
     request_disk: Amount = "1 GB"
     request_gpus: int = Field(0, ge=0)
     retries: int = Field(0, ge=0, description="how often DAGMan runs a failed stage again")
-    final_exit_code: int | None = Field(None, ge=1, le=255, description="no retry mends this one")
+    final_exit_codes: list[Annotated[int, Field(ge=1, le=255)]] = Field(
+        [], description="exit codes that no retry mends"
+    )
 
     def upstream(self, stages: Iterable[str]) -> list[str]:
         """The names of the stages this one waits for, from ``needs`` and from its inputs."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +70,3 @@ class SpecFile:
 def is_name(text: str) -> bool:
     """Whether a pipeline or a stage can be called so."""
     return bool(_NAME.fullmatch(text))
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown `word`: the one that was meant, else all there are."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there is {', '.join(known)}" if known else ""

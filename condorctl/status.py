@@ -176,7 +176,7 @@ def _stage_state(run: Run, stage: Stage, needs: Sequence[str]) -> str:
         return "done"
     if job.state in _OPEN or run.finished:
         return job.state
-    final = job.exit_code is not None and job.exit_code == stage.final_exit_code
+    final = job.exit_code in stage.final_exit_codes
     return job.state if final or job.attempt > stage.retries else "retrying"
 
 

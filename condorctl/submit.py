@@ -13,9 +13,9 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from condorctl import cluster, paths, pool, render, spec
+from condorctl import cluster, find, paths, pool, render, spec
 from condorctl.errors import UserError
-from condorctl.ledger import Ledger, Run, Stage, find_run
+from condorctl.ledger import Ledger, Run, Stage
 from condorctl.spec import Pipeline
 
 
@@ -55,10 +55,10 @@ def submit(ledger: Ledger, name: str, settings: Mapping[str, str]) -> str:
         # Refused, so nothing runs. After any other end the DAG may be in the queue: its log tells.
         shutil.rmtree(folder, ignore_errors=True)
         with ledger.session() as session:
-            session.delete(find_run(session, chosen))
+            session.delete(find.run(session, chosen))
         raise
     with ledger.session() as session:
-        find_run(session, chosen).cluster = cluster_id
+        find.run(session, chosen).cluster = cluster_id
     return chosen
 
 
@@ -69,10 +69,12 @@ def _entry(session: Session, pipeline: Pipeline, runs: Path, schedd: str) -> Run
     while f"{pipeline.name}-{number}" in taken:
         number += 1
     name = f"{pipeline.name}-{number}"
+    folder = (runs / name).absolute()
     return Run(
         name=name,
         pipeline=pipeline.name,
-        folder=str((runs / name).absolute()),
+        folder=str(folder),
+        dag_file=str(folder / f"{pipeline.name}.dag"),
         params=dict(pipeline.params),
         tables=[table.model_dump() for table in pipeline.tables],
         owner=getpass.getuser(),
@@ -84,7 +86,9 @@ def _entry(session: Session, pipeline: Pipeline, runs: Path, schedd: str) -> Run
                 position=position,
                 needs=stage.upstream(pipeline.stages),
                 retries=stage.retries,
-                final_exit_code=stage.final_exit_code,
+                final_exit_codes=stage.final_exit_codes,
+                command=stage.command,
+                outputs=stage.outputs,
             )
             for position, stage in enumerate(pipeline.stages[n] for n in pipeline.order())
         ],

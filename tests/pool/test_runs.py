@@ -147,7 +147,7 @@ def test_failures_are_retried_unless_no_retry_can_mend_them(
 ) -> None:
     name = submit(
         f"""
-        defaults: {{{SMALL}, retries: 1, final_exit_code: 2}}
+        defaults: {{{SMALL}, retries: 1, final_exit_codes: [2]}}
         stages:
           flaky: {{command: [sh, -c, "echo tried; exit 5"], outputs: [x]}}
           wrong: {{command: [sh, -c, "exit 2"]}}

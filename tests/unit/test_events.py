@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import sqlite3
 import time
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from condorctl import events, paths, status
+from condorctl import events, find, paths, status
 from condorctl.errors import UserError
-from condorctl.ledger import Job, Ledger, Metric, Result, Run, Stage, find_run
+from condorctl.ledger import Job, Ledger, Metric, Result, Run, Stage
 
 SUBMIT = """\
 000 ({0:03}.000.000) 2026-03-01 10:00:0{2} Job submitted from host: <127.0.0.1:9618>
@@ -59,7 +60,8 @@ def ledger(project: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
     with ledger.session() as session:
         session.add(
             Run(
-                name="p-1", pipeline="p", folder=str(project), params={}, owner="me", schedd="s",
+                name="p-1", pipeline="p", folder=str(project), dag_file=str(project / "p.dag"),
+                params={}, owner=getpass.getuser(), schedd="s",
                 submitted=time.time(),
                 stages=[
                     Stage(name="one", position=0, needs=[], retries=1),
@@ -79,7 +81,7 @@ def write(project: Path, log: str, text: str) -> None:
 def view(ledger: Ledger) -> status.Json:
     events.sync(ledger)
     with ledger.session() as session:
-        return status.describe(find_run(session, None))
+        return status.describe(find.run(session, None))
 
 
 def states(ledger: Ledger) -> list[str]:
@@ -212,7 +214,7 @@ def test_metrics_checkpoints_and_results_are_read_when_a_job_ends(
 
 def test_a_run_or_a_ledger_that_is_not_there_is_one_line(ledger: Ledger, project: Path) -> None:
     with ledger.session() as session, pytest.raises(UserError, match="latest is p-1"):
-        find_run(session, "p-2")
+        find.run(session, "p-2")
     (project / "file").write_text("x" * 2000)
     with pytest.raises(UserError, match=r"ledger .*file is not a database"):
         Ledger(project / "file")

@@ -13,7 +13,7 @@ SPEC = """
 params: {word: plain}
 defaults: {code: [tool], outputs: [out.txt]}
 stages:
-  one: {command: [python, go.py, "{{ word }}"], inputs: [go.py], retries: 2, final_exit_code: 3}
+  one: {command: [python, go.py, "{{ word }}"], inputs: [go.py], retries: 2, final_exit_codes: [3]}
   two: {command: [cat, one/out.txt], inputs: [one/out.txt], environment: {A: "b c"}}
 """
 

@@ -1,0 +1,49 @@
+"""The command line's root, and what its commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+from condorctl import __version__
+from condorctl.errors import UserError
+
+app = typer.Typer(
+    help="Training pipelines on HTCondor: submit, follow, fetch; one ledger for all of it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="A run; else the latest.")]
+JobName = Annotated[
+    str, typer.Argument(metavar="JOB", help="CLUSTER[.PROC], a full id, a STAGE or RUN/STAGE.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a parameter; repeatable."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def settings(pairs: Iterable[str] | None) -> dict[str, str]:
+    """What several ``--set KEY=VALUE`` mean; raises UserError for one that is none."""
+    found = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {pair}: write it as KEY=VALUE")
+        found[key] = value
+    return found
