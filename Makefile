@@ -5,13 +5,14 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: help demo test check format setup clean
+.PHONY: help demo test check format docs setup clean
 
 help:
 	@echo "make demo    the four-stage pipeline on a personal HTCondor pool, with its table"
 	@echo "make test    every test, on a real pool"
 	@echo "make check   lint, types and unit tests, in two minutes"
 	@echo "make format  write the code the way check wants it"
+	@echo "make docs    write docs/reference.md from the code"
 	@echo "make clean   stop the personal pool, remove what make has built"
 
 setup: $(STAMP)
@@ -21,7 +22,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	@echo "Installing condorctl, torch and the test tools (5 GB, two minutes or more) ..."
-	$(BIN)/pip install --disable-pip-version-check --progress-bar off --quiet --editable '.[robust,dev]'
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off --quiet --editable '.[robust,notify,web,postgres,dev]'
 	@touch $@
 
 # Debian keeps venv apart from Python; everything else comes from PyPI or `condorctl pool up`.
@@ -53,6 +54,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format --quiet .
 	$(BIN)/ruff check --quiet --fix .
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 clean:
 	-$(BIN)/condorctl pool down

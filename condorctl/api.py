@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 # Called with what is going on, how much of it is done, and how much there is (0: not known).
 Progress = Callable[[str, int, int], None]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
 
 
 def open_ledger() -> Ledger:
@@ -52,27 +57,182 @@ def describe(ledger: Ledger, run: str | None) -> Json:
         return statuses.describe(find.run(session, run))
 
 
+# --- specs and sites ---
+
+
+def init(folder: Path | None = None) -> Json:
+    """Write a small pipeline that works into a folder, the current one by default.
+
+    Returns `files`, what it wrote.
+    """
+    from condorctl import init as starter
+
+    return {"files": [str(path) for path in starter.init(folder or Path())]}
+
+
+def lint(
+    pipelines: Sequence[str] = (), set: Mapping[str, str] | None = None, site: str | None = None
+) -> Json:
+    """All that is wrong with pipelines, else with all in jobs/; needs no pool.
+
+    Returns `pipelines` by their files, each a list of problems: `file`, `line`, `key`, `message`
+    (None where a problem has none), and `text`, all of it in one line.
+    """
+    from condorctl import lint as linting
+
+    found = linting.lint(list(pipelines), set or {}, site)
+    return {"pipelines": {file: list(map(linting.as_json, ps)) for file, ps in found.items()}}
+
+
+def render(
+    pipeline: str, to: Path, set: Mapping[str, str] | None = None, site: str | None = None
+) -> Json:
+    """Write the submit files and the DAG that `submit` would; submits nothing, needs no pool.
+
+    Returns the `dag`, and the `files` of the folder `to`, which must be new or empty.
+    """
+    from condorctl import dry_run
+
+    return dry_run.write(pipeline, to, set or {}, site)
+
+
+def schema(site: bool = False) -> Json:
+    """The JSON Schema of a pipeline's spec, or of a site's profile."""
+    from condorctl import schema as schemas
+
+    return schemas.site() if site else schemas.spec()
+
+
+def site_list() -> Json:
+    """The profiles of sites that there are: `sites`, with `name`, `file` and `description`.
+
+    A profile that cannot be read has its `problem` instead of a description.
+    """
+    from condorctl import site as profiles
+
+    return profiles.listing()
+
+
+def site_show(name: str) -> Json:
+    """A site's profile: its keys as they are read, and the `file` that it is in."""
+    from condorctl import site as profiles
+
+    return profiles.load(name, "site show").model_dump(exclude_unset=True)
+
+
 # --- submitting ---
 
 
-def submit(pipeline: str, set: Mapping[str, str] | None = None) -> Json:
-    """Submit a pipeline as a DAG; return the run as `status` does."""
-    from condorctl import submit as submission
+def submit(
+    pipeline: str,
+    set: Mapping[str, str] | None = None,
+    site: str | None = None,
+    start: Sequence[str] = (),
+    reuse: str | None = None,
+    force: bool = False,
+) -> Json:
+    """Submit a pipeline as a DAG, to a site by its profile; return the run as `status` does.
 
+    Stages that have not changed since they were done are not run again, unless `force`. With
+    `start` (``--from``), names or globs, and `reuse`, a run: these stages and all after them run,
+    the others come from that run. Each stage has its `why` beside `reused_from`; `remarks` are
+    lines for a human.
+    """
+    from condorctl import submit as submission
+    from condorctl.reuse import Wish
+
+    if force and (start or reuse):
+        raise UserError("--force runs every stage: leave out --from and --reuse")
     ledger = open_ledger()
-    return describe(ledger, submission.submit(ledger, pipeline, set or {}))
+    wish = Wish(start, reuse, force)
+    done = submission.submit(ledger, pipeline, set or {}, site, wish)
+    view = describe(ledger, done.run)
+    for stage in view["stages"]:
+        stage["why"] = done.why[stage["stage"]]
+    return {**view, "remarks": done.remarks}
+
+
+# --- runs that go on, and end ---
+
+
+def resume(run: str | None = None) -> Json:
+    """Go on with a run that failed or was removed; the stages that are done are kept.
+
+    Returns `run`, `dag` (the new DAGMan's cluster id), `rescue`, `kept` and `left`.
+    """
+    from condorctl import resume as resuming
+
+    return resuming.resume(open_ledger(), run)
+
+
+def cancel(run: str | None = None) -> Json:
+    """Remove a run and its jobs from the queue; returns `run`, `state` and the `rescue` file."""
+    from condorctl import steer
+
+    return steer.cancel(open_ledger(), run)
+
+
+def hold(target: str) -> Json:
+    """Hold a job, or a run with all its jobs; returns `what` and the number of `jobs`."""
+    from condorctl import steer
+
+    return steer.hold(open_ledger(), target)
+
+
+def release(target: str) -> Json:
+    """Release a job, or all of a run; returns `what` and the number of `jobs`."""
+    from condorctl import steer
+
+    return steer.release(open_ledger(), target)
+
+
+def rm(job: str) -> Json:
+    """Remove one job, which to its DAG has failed; returns `what` and the number of `jobs`."""
+    from condorctl import steer
+
+    return steer.remove(open_ledger(), job)
+
+
+def clean(
+    runs: Sequence[str] = (),
+    older_than: float | None = None,
+    keep_outputs: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
+) -> Json:
+    """Remove the files of runs that have ended; the ledger keeps what they were.
+
+    Returns `runs`, each `run`, `folder` and `bytes`, and the `bytes` that this frees in all.
+    """
+    from condorctl import cleaning
+
+    return cleaning.clean(open_ledger(), runs, older_than, keep_outputs, dry_run, force)
 
 
 # --- looking ---
 
 
-def status(run: str | None = None) -> Json:
-    """The stages of a run: state, job, progress, checkpoint; `note` says what is not known."""
-    from condorctl import events
+def status(
+    run: str | None = None, all: bool = False, users: bool = False, limit: int | None = None
+) -> Json:
+    """A run with its stages and their jobs (`condorctl.status`); `note` says what is not known.
+
+    With `all`, every run of the ledger, the newest `limit` of them (`overview.runs`). With `users`,
+    what the schedd has to do now for everybody (`overview.users`).
+    """
+    from condorctl import events, overview
+    from condorctl import follow as following
 
     ledger = open_ledger()
-    note = str(events.sync(ledger))
-    return {**describe(ledger, run), "note": note or None}
+    if not (all or users):
+        return following.look(ledger, run)
+    since = time.time()
+    unknown = events.sync(ledger)
+    with ledger.session() as session:
+        if users:
+            return overview.users(session)
+        found = overview.runs(session, limit, unknown.unreachable, since)
+    return {**found, "note": str(unknown) or None}
 
 
 def follow(run: str | None = None) -> Json:
@@ -85,11 +245,130 @@ def follow(run: str | None = None) -> Json:
     return following.follow(ledger, name, terminal.console(), quiet=True)
 
 
-def results(runs: Sequence[str] = (), source: Path | None = None) -> Json:
-    """The final figures of runs, from the ledger or from a folder that `results --save` wrote."""
+def cost(runs: Sequence[str] = (), all: bool = False) -> Json:
+    """CPU- and GPU-hours of runs, the latest one if none is named: useful, repeated, wasted.
+
+    Returns `runs` (with their `stages`, unless `all` of the ledger's runs are wanted), `users` by
+    owner, and the `total`; see `condorctl.cost` and `overview.costs`.
+    """
+    from condorctl import events, overview
+
+    ledger = open_ledger()
+    since = time.time()
+    unknown = events.sync(ledger)
+    with ledger.session() as session:
+        found = overview.costs(session, None if all else runs, unknown.unreachable, since)
+    return {**found, "note": str(unknown) or None}
+
+
+def results(runs: Sequence[str] = (), source: Path | None = None, metrics: bool = False) -> Json:
+    """The final figures of runs, from the ledger or from a folder that `results --save` wrote.
+
+    With `metrics`, those of every epoch, of jobs that run, too (`condorctl.metrics`).
+    """
+    from condorctl import metrics as epochs
     from condorctl import results as rows
 
+    if metrics:
+        return epochs.as_json(epochs.load(open_ledger(), runs))
     return rows.as_json(rows.load(open_ledger, runs, source))
+
+
+def notify(
+    run: str | None = None,
+    dag_status: int | None = None,
+    stage: str | None = None,
+    test: bool = False,
+) -> Json:
+    """Send a message about a run to the addresses in the user's notify.conf.
+
+    Of a run that has ended: with `dag_status`, DAGMan's word on it, if it is just about to. Of a
+    held job: with its `stage`. With `test`, of nothing. Returns `event`, `title` and `sent`, the
+    number of addresses.
+    """
+    from condorctl import notify as messages
+    from condorctl import results as rows
+    from condorctl import tables
+
+    if test:
+        return messages.test()
+    view = status(run)
+    state = {None: view["state"], 0: "done"}.get(dag_status, "failed")
+    found = rows.load(open_ledger, [view["run"]], None)
+    figures = tables.as_markdown(found, every=False) if found.records else ""
+    return messages.send(view, "held" if stage else state, figures)
+
+
+def show(run: str | None = None) -> Json:
+    """Where a run comes from, and what its stages left (`condorctl.show`, `provenance`)."""
+    from condorctl import events
+    from condorctl import show as provenance
+
+    ledger = open_ledger()
+    events.sync(ledger)
+    with ledger.session() as session:
+        return provenance.show(session, run)
+
+
+def diff(left: str, right: str, code: bool = False) -> Json:
+    """What tells two runs apart (`compare.diff`); with `code`, the unified diff of their code."""
+    from condorctl import compare, events
+
+    ledger = open_ledger()
+    events.sync(ledger)
+    with ledger.session() as session:
+        return compare.diff(session, left, right, code)
+
+
+def web(
+    run: str | None = None,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    export: Path | None = None,
+    ready: Callable[[str], None] = print,
+) -> Json:
+    """Serve the page about runs until SIGINT or SIGTERM; `ready` is called with its address.
+
+    It begins with `run`, else with all of them. With `export` the page of one run is written into
+    that file instead. Returns `run`, and the `file` that was written, or null.
+    """
+    ledger = open_ledger()
+    if export:
+        from condorctl.web import page, views
+
+        seen = views.Views(ledger).everything(run)
+        export.write_text(page.export(views.encoded(seen)), encoding="utf-8")
+        return {"run": seen["run"]["run"], "file": str(export)}
+    run = describe(ledger, run)["run"] if run else None
+    try:
+        from condorctl.web import server
+    except ImportError as error:
+        raise UserError(f"{error.name} is missing: pip install 'condorctl[web]'") from None
+    server.serve(ledger, run, host, port, ready)
+    return {"run": run, "file": None}
+
+
+# --- what is wrong ---
+
+
+def explain(what: str | None = None) -> Json:
+    """Why a job waits, is held or failed: cause, mend, evidence (`condorctl.explain`).
+
+    Of a run (the latest one without `what`), each of its `jobs` that needs its user.
+    """
+    from condorctl import explain as explanations
+
+    return explanations.explain(open_ledger(), what)
+
+
+def doctor(job: bool = False, timeout: float = 120, progress: Progress = silent) -> Json:
+    """What works here and what does not: `ok`, and `checks` (check, state, what, mend).
+
+    With `job`, a tiny job that tries a slot for at most `timeout` seconds.
+    """
+    from condorctl import doctor as findings
+
+    return findings.examine(progress, timeout if job else None)
 
 
 # --- files ---
@@ -99,7 +378,7 @@ def fetch(
     job: str,
     path: Sequence[str] = (),
     to: Path | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Json:
     """Bring files back from a job: its output, errors and event log, or the paths you name."""
     from condorctl import events, remote
@@ -112,7 +391,7 @@ def fetch(
 # --- the pool ---
 
 
-def pool_up(cpus: int | None = None, progress: Progress = lambda *_: None) -> Json:
+def pool_up(cpus: int | None = None, progress: Progress = silent) -> Json:
     """Use the pool that is there; else fetch HTCondor and start a personal one, without root."""
     from condorctl import pool
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,13 +19,22 @@ from typing import TYPE_CHECKING, Any
 
 from condorctl import pool
 from condorctl.errors import UserError
+from condorctl.pool import elsewhere
 
 if TYPE_CHECKING:
     from condorctl.ledger import LogPosition
 
 Ad = dict[str, Any]
 
+_QUEUE_ATTRIBUTES = [
+    "ClusterId", "ProcId", "Owner", "JobUniverse", "JobStatus", "JobBatchName", "QDate",
+    "DAGManJobId", "DAG_NodesTotal", "DAG_NodesDone", "DAG_NodesFailed", "RequestCpus",
+    "RequestGPUs",
+]  # fmt: skip
 _LIVE_ATTRIBUTES = ["ClusterId", "ProcId", "DAGManJobId", "ChirpProgress", "ChirpCheckpoint"]
+
+# DAGMan's note in a SUBMIT event; the plain form is the one that it wrote before version 24.
+_NODE_NAME = re.compile(r'(?:DAGNodeName = "|DAG Node: )(?P<name>[^"\s]+)')
 
 
 class Unreachable(UserError):
@@ -47,17 +59,52 @@ def _htcondor() -> Any:
 
 
 @cache
-def _schedd() -> tuple[Any, str]:
+def connection() -> tuple[Any, Any, Ad]:
+    """The bindings, the schedd that this process talks to, and the schedd's own ad.
+
+    Raises Unreachable.
+    """
     htcondor = _htcondor()
     try:
         pool.activate()
-        location = htcondor.Collector().locate(htcondor.DaemonType.Schedd)
-        return htcondor.Schedd(location), str(location["Name"])
+        name = elsewhere.schedd()
+        collector = htcondor.Collector()
+        location = collector.locate(htcondor.DaemonType.Schedd, *([name] if name else []))
+        if location is None:
+            where = elsewhere.collector() or "the pool"
+            raise Unreachable(f"schedd {name}: {where} knows none of this name", 3)
+        return htcondor, htcondor.Schedd(location), location
+    except Unreachable:
+        raise
     except UserError as error:
         raise Unreachable(str(error), 3) from None
     except Exception as error:
+        if host := elsewhere.collector():
+            raise Unreachable(f"no collector answers at {host} ({error})", 3) from None
         message = f"no schedd answers ({error}): is the pool up? `condorctl pool status`"
         raise Unreachable(message, 3) from None
+
+
+def _schedd() -> tuple[Any, str]:
+    _, schedd, location = connection()
+    return schedd, str(location["Name"])
+
+
+def refused(what: str, error: Exception) -> UserError:
+    """`what` went wrong, as the schedd said; where it knows us not, with the mend."""
+    mend = elsewhere.refusal(str(error)) if elsewhere.schedd() else None
+    return (
+        Unreachable(f"schedd {elsewhere.schedd()}: {mend}", 3)
+        if mend
+        else UserError(f"{what}: {error}")
+    )
+
+
+def _silent(error: Exception) -> Unreachable:
+    mend = elsewhere.refusal(str(error)) if elsewhere.schedd() else None
+    if mend:
+        return Unreachable(f"schedd {elsewhere.schedd()}: {mend}", 3)
+    return Unreachable(f"the schedd does not answer: {error}", 3)
 
 
 def schedd_name() -> str:
@@ -81,6 +128,9 @@ def check_dag(dag: Path) -> None:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return
     for problem in json.loads(answer.stdout or "[{}]")[0].get("Errors", []):
+        if problem.get("DagCommand") == "SCRIPT" and "not exist" in str(problem.get("Reason")):
+            # condor_dag_checker 25.14 takes a script with its arguments for the name of one file.
+            continue
         where = Path(str(problem.get("SourceFile", dag))).name
         line = problem.get("SourceLine")
         raise UserError(f"{where}{f':{line}' if line else ''}: {problem.get('Reason')}")
@@ -96,10 +146,66 @@ def submit_dag(dag: Path, batch_name: str) -> int:
     # DAGMan's working directory is the one that is current now.
     with contextlib.chdir(dag.parent):
         try:
-            description = htcondor.Submit.from_dag(dag.name, {"BatchName": batch_name})
-            return int(schedd.submit(description).cluster())
+            return int(schedd.submit(describe_dag(dag.name, batch_name)).cluster())
         except htcondor.HTCondorException as error:
             raise UserError(f"{dag.name}: HTCondor refuses the DAG: {error}") from None
+
+
+def describe_dag(dag: str, batch_name: str) -> Any:
+    """The DAGMan job for the DAG in the current folder, as HTCondor's bindings describe jobs.
+
+    Raises the bindings' own errors.
+    """
+    # It writes to standard output itself, which belongs to the command's answer.
+    with _silence():
+        return _htcondor().Submit.from_dag(dag, {"BatchName": batch_name})
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing reaches the process's standard output, also not from a library in C."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def act(action: str, constraint: str, reason: str) -> tuple[int, int]:
+    """Have the schedd "hold", "release" or "remove" the jobs that meet `constraint`.
+
+    Returns how many did as told and how many were already so. Raises Unreachable, and UserError
+    when the schedd refuses.
+    """
+    htcondor = _htcondor()
+    schedd, _ = _schedd()
+    try:
+        answer = schedd.act(htcondor.JobAction[action.capitalize()], constraint, reason)
+    except Exception as error:
+        raise _silent(error) from None
+    if answer.get("TotalPermissionDenied"):
+        raise UserError(f"the schedd does not let you {action} this: it is another user's", 1)
+    return int(answer.get("TotalSuccess", 0)), int(answer.get("TotalAlreadyDone", 0))
+
+
+def is_queued(folder: str) -> bool:
+    """Whether a job that was started in `folder`, DAGMan or one of its, is in the queue.
+
+    Raises Unreachable.
+    """
+    import classad2
+
+    schedd, _ = _schedd()
+    try:
+        constraint = f"Iwd == {classad2.quote(folder)}"
+        return bool(schedd.query(constraint=constraint, projection=["ClusterId"]))
+    except Exception as error:
+        raise Unreachable(f"the schedd does not answer: {error}", 3) from None
 
 
 def live(dags: Sequence[int]) -> list[Ad]:
@@ -114,8 +220,40 @@ def live(dags: Sequence[int]) -> list[Ad]:
     try:
         ads = schedd.query(constraint=constraint, projection=_LIVE_ATTRIBUTES)
     except Exception as error:
-        raise Unreachable(f"the schedd does not answer: {error}", 3) from None
+        raise _silent(error) from None
     return [{name: ad[name] for name in _LIVE_ATTRIBUTES if name in ad} for ad in ads]
+
+
+def queue() -> list[Ad]:
+    """Every job in the schedd's queue, of all users. Raises Unreachable."""
+    schedd, _ = _schedd()
+    try:
+        ads = schedd.query(projection=_QUEUE_ATTRIBUTES)
+    except Exception as error:
+        raise _silent(error) from None
+    return [{name: ad[name] for name in _QUEUE_ATTRIBUTES if name in ad} for ad in ads]
+
+
+def job_ad(number: int, proc: int, names: Sequence[str]) -> tuple[Ad, bool] | None:
+    """Those attributes of a job, and whether it is in the queue still; else the history tells.
+
+    None when the schedd knows no such job (any more: its history has a limit). Raises Unreachable.
+    """
+    schedd, _ = _schedd()
+    constraint = f"ClusterId == {number} && ProcId == {proc}"
+    try:
+        queued = schedd.query(constraint=constraint, projection=list(names))
+        ads = queued or schedd.history(constraint, list(names), match=1)
+        ad = next(iter(ads), None)
+        return ({name: ad[name] for name in names if name in ad}, bool(queued)) if ad else None
+    except Exception as error:
+        raise _silent(error) from None
+
+
+def node_name(event: Ad) -> str | None:
+    """The DAG's node whose job a SUBMIT event is about, None when it is no node's."""
+    note = _NODE_NAME.search(str(event.get("LogNotes", "")))
+    return note["name"] if note else None
 
 
 def read_events(path: Path, position: LogPosition) -> Iterator[Ad]:

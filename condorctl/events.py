@@ -8,8 +8,8 @@ See HTCondor's manual, "Job Event Log Codes". What is read twice is recorded onc
 from __future__ import annotations
 
 import json
-import math
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from condorctl import cluster
+from condorctl import cluster, progress, sharing
 from condorctl.job import METRICS_FILE, check_result
 from condorctl.ledger import (
     Checkpoint,
@@ -33,6 +33,7 @@ from condorctl.ledger import (
     Run,
     Stage,
 )  # fmt: skip
+from condorctl.record import read as read_record
 
 # Event types, by the numbers that stand in the log.
 _SUBMIT, _EXECUTE, _EVICTED, _TERMINATED, _ABORTED = 0, 1, 4, 5, 9
@@ -53,8 +54,7 @@ _STATES = {
     _RECONNECT_FAILED: "idle",
 }
 
-# DAGMan's note in a SUBMIT event; the plain form is the one that it wrote before version 24.
-_NODE_NAME = re.compile(r'(?:DAGNodeName = "|DAG Node: )(?P<name>[^"\s]+)')
+_LINGER_S = 3600
 
 Event = dict[str, Any]
 
@@ -72,25 +72,42 @@ class Unknown:
 
 def sync(ledger: Ledger) -> Unknown:
     """Bring every unfinished run in the ledger up to date, as far as logs and schedd tell."""
-    damaged = []
+    from condorctl import spool
+
+    elsewhere = spool.bring_back(ledger)
+    damaged = [elsewhere] if elsewhere else []
     with ledger.session() as session:
-        unfinished = list(session.scalars(select(Run).where(Run.finished.is_(None))))
+        unfinished = [
+            run
+            for run in session.scalars(_unfinished())
+            if sharing.is_ours_to_read(ledger, run)
+        ]
         for run in unfinished:
             try:
                 _read_logs(session, run)
             except cluster.DamagedLog as error:
                 damaged.append(str(error))
-        going = [(run.schedd, run.cluster) for run in unfinished if not run.finished]
+        going = [(run.id, run.schedd, run.cluster) for run in unfinished if not run.finished]
     try:
         # The schedd may take its time: it is asked while nobody waits for the ledger.
         here = cluster.schedd_name() if going else ""
-        ads = cluster.live([number for schedd, number in going if number and schedd == here])
+        ads = cluster.live([number for _, schedd, number in going if number and schedd == here])
     except cluster.Unreachable as error:
         return Unknown(str(error), tuple(damaged))
     with ledger.session() as session:
+        for number, schedd, _ in going:
+            if schedd == here and (told := session.get(Run, number)):
+                told.seen = time.time()
         for ad in ads:
             _apply_live(session, here, ad)
     return Unknown(None, tuple(damaged))
+
+
+def _unfinished() -> Select[tuple[Run]]:
+    """Runs of which more can be heard: the schedd may remove a job after its DAGMan has gone."""
+    open_jobs = select(Stage.run_id).join(Job).where(Job.finished.is_(None))
+    lingers = (Run.finished > time.time() - _LINGER_S) & Run.id.in_(open_jobs)
+    return select(Run).where(Run.finished.is_(None) | lingers)
 
 
 def _read_logs(session: Session, run: Run) -> None:
@@ -107,7 +124,8 @@ def _read_logs(session: Session, run: Run) -> None:
 
 
 def _succeeded(stage: Stage) -> bool:
-    return bool(stage.jobs) and stage.jobs[-1].state == "completed"
+    jobs = stage.origin.jobs
+    return bool(jobs) and jobs[-1].state == "completed"
 
 
 def _last_error(path: Path) -> str:
@@ -187,6 +205,7 @@ def _apply_to_job(session: Session, run: Run, event: Event) -> None:
     if kind == _TERMINATED:
         job.exit_code, job.signal = code, signal
         _read_metrics(session, run, job)
+        read_record(job)
     if state in {"completed", "failed", "removed"}:
         job.finished = when
     if kind == _HELD:
@@ -201,8 +220,7 @@ def _submitted(
     known = _find(session, run, number, proc)
     if known:
         return known
-    note = _NODE_NAME.search(str(event.get("LogNotes", "")))
-    name = note["name"] if note else None
+    name = cluster.node_name(event)
     stage = next((stage for stage in run.stages if stage.name == name), None)
     if stage is None:
         return None
@@ -245,7 +263,7 @@ def _apply_live(session: Session, schedd: str, ad: cluster.Ad) -> None:
     )
     if job is None:
         return
-    job.progress = _progress(_record(ad.get("ChirpProgress"))) or job.progress
+    job.progress = progress.heard(job, _record(ad.get("ChirpProgress"))) or job.progress
     _add_checkpoint(job, _record(ad.get("ChirpCheckpoint")), f"job's sandbox on {job.host}")
 
 
@@ -258,15 +276,16 @@ def _read_metrics(session: Session, run: Run, job: Job) -> None:
         return
     metrics: dict[tuple[int, str], Metric] = {}
     results: list[Result] = []
-    for record in map(_record, lines):
+    records = [_record(line) for line in lines]
+    job.progress = progress.ended(job, (r for r in records if r.get("kind") == "progress"))
+    for record in records:
         kind = record.get("kind")
-        if kind == "progress" and (progress := _progress(record)):
-            job.progress = progress
-            epoch, when = progress["epoch"], _number(record.get("time"))
-            for name, value in progress["metrics"].items():
+        if kind == "progress" and (told := progress.parse(record)):
+            for name, value in told["metrics"].items():
                 # An evicted job may have done an epoch twice: the later line counts.
+                epoch = told["epoch"]
                 metrics[epoch, name] = Metric(
-                    job_id=job.id, epoch=epoch, name=name, value=value, time=when
+                    job_id=job.id, epoch=epoch, name=name, value=value, time=told["time"]
                 )
         elif kind == "checkpoint":
             _add_checkpoint(job, record, str(folder / str(record.get("path"))))
@@ -280,7 +299,9 @@ def _read_metrics(session: Session, run: Run, job: Job) -> None:
 def _add_checkpoint(job: Job, record: Event, place: str) -> None:
     path, sha256 = record.get("path"), record.get("sha256")
     epoch, size = record.get("epoch"), record.get("bytes")
-    if not (isinstance(path, str) and isinstance(sha256, str) and _whole(epoch) and _whole(size)):
+    if not (isinstance(path, str) and isinstance(sha256, str)):
+        return
+    if not (progress.is_count(epoch) and progress.is_count(size)):
         return
     same_path = [old for old in job.checkpoints if old.path == path]
     known = next((old for old in same_path if old.sha256 == sha256), None)
@@ -291,33 +312,6 @@ def _add_checkpoint(job: Job, record: Event, place: str) -> None:
         for old in same_path:
             old.place = None
         known.place = place
-
-
-def _progress(record: Event) -> Event | None:
-    """Epoch, epochs and metrics of a record when they are such, and nothing else of it."""
-    epoch, epochs, metrics = (record.get(key) for key in ("epoch", "epochs", "metrics"))
-    if not (_whole(epoch) and _whole(epochs) and isinstance(metrics, dict)):
-        return None
-    numbers = {
-        name: _number(value)
-        for name, value in metrics.items()
-        if value is None or _number(value) is not None
-    }
-    return {"epoch": epoch, "epochs": epochs, "metrics": numbers}
-
-
-def _whole(value: object) -> bool:
-    """Whether it is a count that SQLite can hold."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
-def _number(value: object) -> float | None:
-    """`value` as a finite float, None when it is no such thing."""
-    try:
-        number = float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _record(text: object) -> Event:

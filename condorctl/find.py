@@ -76,6 +76,21 @@ def job(session: Session, text: str) -> Job | Run:
     raise UserError(f"no job {text} in the ledger: `condorctl status` shows a run's job ids", 1)
 
 
+def jobs(session: Session, text: str) -> list[Job] | Run:
+    """The jobs that `text` names; the run whose DAGMan job it is, if it is one.
+
+    A cluster without a process means all of its, a stage those of its latest attempt. Raises
+    UserError as `job` does.
+    """
+    match = _JOB_ID.fullmatch(text.strip())
+    found = job(session, text)
+    if isinstance(found, Run) or (match and match["proc"]):
+        return found if isinstance(found, Run) else [found]
+    if not match:
+        return found.stage.current
+    return [one for one in found.stage.jobs if one.cluster == found.cluster]
+
+
 def _latest(session: Session, table: Any, schedd: str | None, *where: Any) -> Any:
     # A schedd set up anew counts from 1 again: the latest one of that number is meant.
     query = sa.select(table).where(*where).order_by(table.submitted.desc()).limit(1)

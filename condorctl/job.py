@@ -43,6 +43,7 @@ CHECKPOINT_ATTRIBUTE = "ChirpCheckpoint"
 _CHIRP_INTERVAL_S = 1.0
 _CHIRP_TIMEOUT_S = 5.0
 _last_chirp: dict[str, float] = {}
+_first: dict[str, float] = {}
 
 
 def progress(epoch: int, epochs: int, **metrics: float) -> None:
@@ -53,8 +54,14 @@ def progress(epoch: int, epochs: int, **metrics: float) -> None:
     """
     if not 0 <= epoch <= epochs:
         raise ValueError(f"epoch {epoch} is not within 0..{epochs}")
-    record = {"epoch": epoch, "epochs": epochs, "metrics": _numbers(metrics)}
+    now = round(time.time(), 3)
+    # What this start of the job began with, and when: without it an observer who comes late takes
+    # a job that began anew for one that went on.
+    _first.setdefault("epoch", epoch)
+    _first.setdefault("time", now)
+    record = {"epoch": epoch, "epochs": epochs, "metrics": _numbers(metrics), "time": now}
     _append("progress", record)
+    record["first"] = _first
     _chirp(PROGRESS_ATTRIBUTE, record, now=epoch == epochs)
 
 

@@ -1,4 +1,4 @@
-"""The ledger: what was submitted, what became of it, what it left behind. SQLite, SQLAlchemy 2.
+"""The ledger: what was submitted, what became of it, what it left behind (SQLAlchemy 2).
 
 The event logs in the run folders are the truth about jobs; the ledger is what was read from them,
 joined with what only condorctl knows. Times are Unix seconds (UTC) throughout.
@@ -6,26 +6,27 @@ joined with what only condorctl knows. Times are Unix seconds (UTC) throughout.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import ForeignKey, UniqueConstraint, event
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import ForeignKey, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from condorctl.errors import UserError
+from condorctl.database import Database, Inode, Text, Whole
 
 Json = dict[str, Any]
-_BUSY_TIMEOUT_S = 30
-# Of the tables below; kept in the database's own `user_version`.
+# The layout of the tables below.
 _SCHEMA = 3
 
 
 class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012
+        str: Text,
+        int: Whole,
         Json: sa.JSON,
         list[str]: sa.JSON,
         list[int]: sa.JSON,
@@ -44,12 +45,18 @@ class Run(Base):
     kind: Mapped[str] = mapped_column(default="pipeline")
     pipeline: Mapped[str]
     folder: Mapped[str]
+    # Whether it runs in the spool of a schedd elsewhere, and is brought back from there (`spool`).
+    spooled: Mapped[bool] = mapped_column(default=False)
     # The DAG's file, after which DAGMan names its own; None for jobs without a DAG.
     dag_file: Mapped[str | None]
     params: Mapped[Json]
     # The tables that the spec declares, each a `spec.Table`.
     tables: Mapped[list[Json]] = mapped_column(default=list)
     owner: Mapped[str]
+    # The machine that has the folder, and the folder's inode: the same path elsewhere may be
+    # another folder, or the same one on a file system that machines share (`sharing`).
+    host: Mapped[str] = mapped_column(default=socket.gethostname)
+    inode: Mapped[int | None] = mapped_column(Inode)
     schedd: Mapped[str]
     submitted: Mapped[float]
     # None between writing the run's folder and the schedd's answer; found again in the DAG's log.
@@ -75,6 +82,12 @@ class Run(Base):
     @property
     def path(self) -> Path:
         return Path(self.folder)
+
+    @property
+    def resumed(self) -> float | None:
+        """When it was last resumed, None if it never was."""
+        resumes = self.provenance.get("resumes")
+        return resumes[-1]["time"] if resumes else None
 
     @property
     def dag(self) -> Path | None:
@@ -115,6 +128,11 @@ class Stage(Base):
     def folder(self) -> Path:
         """The stage's own folder in that of its run."""
         return self.run.path / self.name
+
+    @property
+    def origin(self) -> Stage:
+        """The stage whose jobs made its outputs: itself, unless another one stands in for it."""
+        return self.source.origin if self.source else self
 
     @property
     def current(self) -> list[Job]:
@@ -277,36 +295,37 @@ class LogPosition(Base):
     __tablename__ = "log_position"
 
     path: Mapped[str] = mapped_column(primary_key=True)
-    inode: Mapped[int]
+    inode: Mapped[int] = mapped_column(Inode)
     offset: Mapped[int]
 
 
-class Ledger:
-    """The database behind one path; `session` gives one transaction."""
+class ContentHash(Base):
+    """The SHA-256 of a large file or folder, not to be read again while its stamp is the same."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Parameters and paths are the user's own business on a shared submit machine.
-            path.touch(mode=0o600)
-        except OSError as error:
-            raise UserError(f"ledger {path}: {error.strerror}; set CONDORCTL_LEDGER") from None
-        self._engine = sa.create_engine(
-            sa.URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_TIMEOUT_S}
-        )
-        event.listen(self._engine, "connect", _configure)
-        event.listen(self._engine, "begin", _begin)
-        with self._readable(), self._engine.begin() as connection:
-            found = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if found == 0:
-                Base.metadata.create_all(connection)
-                connection.exec_driver_sql(f"PRAGMA user_version = {_SCHEMA}")
-            elif found != _SCHEMA:
-                raise UserError(
-                    f"ledger {path}: its layout is {found}, this condorctl knows {_SCHEMA}: "
-                    "move it away, or set CONDORCTL_LEDGER"
-                )
+    __tablename__ = "content_hash"
+
+    host: Mapped[str] = mapped_column(primary_key=True)
+    path: Mapped[str] = mapped_column(primary_key=True)
+    stamp: Mapped[str]
+    sha256: Mapped[str]
+
+
+class Ledger:
+    """The ledger at `where`, a file or a database's URL; `session` gives one transaction."""
+
+    def __init__(self, where: Path | str) -> None:
+        self._database = Database(where)
+        self._database.prepare(Base.metadata, _SCHEMA)
+
+    @property
+    def name(self) -> str:
+        """Where it is, as a human may see it: a URL without its password."""
+        return self._database.name
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is a group's, on a server."""
+        return self._database.shared
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -314,23 +333,7 @@ class Ledger:
 
         It takes the write lock at once, so what is read in it stays true until it ends.
         """
-        with self._readable(), Session(self._engine) as session, session.begin():
+        database = self._database
+        with database.readable(), Session(database.engine) as session, session.begin():
+            session.connection()
             yield session
-
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        try:
-            yield
-        except DatabaseError as error:
-            raise UserError(f"ledger {self.path}: {error.orig}") from None
-
-
-def _configure(connection: Any, _: Any) -> None:
-    # The driver's own idea of when a transaction starts is too late for `_begin`.
-    connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")

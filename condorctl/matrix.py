@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,28 +27,31 @@ class Draft(NamedTuple):
 
 
 def expand(
-    file: SpecFile, stages: Iterable[tuple[str, Mapping[str, Any]]], params: Mapping[str, Value]
+    file: SpecFile,
+    key: str,
+    written: Mapping[str, Any],
+    params: Mapping[str, Value],
+    taken: Mapping[str, Draft],
 ) -> dict[str, Draft]:
-    """The drafts of all `stages`, (key, as written), by their names and in the file's order.
+    """The drafts of the stage `written` under `key`, by their names, in the order of its matrix.
 
     Errors find a stage by its name afterwards. Raises UserError for a matrix that makes no sense,
-    and for a name that cannot be one or that two stages share.
+    and for a name that cannot be one, is `taken` or is given twice.
     """
     drafts: dict[str, Draft] = {}
-    for key, written in stages:
-        at = ("stages", key)
-        raw = {name: value for name, value in written.items() if name != "matrix"}
-        combinations: list[dict[str, Scalar]] = [{}]
-        if "matrix" in written:
-            combinations = _Matrix(file, (*at, "matrix"), params).combinations(written["matrix"])
-        for combination in combinations:
-            name = file.text(at, key, {**params, **combination})
-            if not is_name(name) or name.lower() in _RESERVED:
-                raise file.fail(at, f"{name!r} is no name for a stage: letters, digits, '_', '-'")
-            if other := drafts.get(name):
-                raise file.fail(at, _twice(name, key, combination, other))
-            drafts[name] = Draft(key, raw, combination)
-            file.note_stage(name, key)
+    at = ("stages", key)
+    raw = {name: value for name, value in written.items() if name != "matrix"}
+    combinations: list[dict[str, Scalar]] = [{}]
+    if "matrix" in written:
+        combinations = _Matrix(file, (*at, "matrix"), params).combinations(written["matrix"])
+    for combination in combinations:
+        name = file.text(at, key, {**params, **combination})
+        if not is_name(name) or name.lower() in _RESERVED:
+            raise file.fail(at, f"{name!r} is no name for a stage: letters, digits, '_', '-'")
+        if other := drafts.get(name) or taken.get(name):
+            raise file.fail(at, _twice(name, key, combination, other))
+        drafts[name] = Draft(key, raw, combination)
+        file.note_stage(name, key)
     return drafts
 
 

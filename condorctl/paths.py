@@ -20,16 +20,25 @@ def runs() -> Path:
     return project() / "exp" / "runs"
 
 
-def ledger() -> Path:
-    """The ledger's file: ``$CONDORCTL_LEDGER``, else one per user in the XDG data folder.
+def ledger() -> Path | str:
+    """The ledger: the URL ``$CONDORCTL_DB``, else the file ``$CONDORCTL_LEDGER``, else the user's.
 
     One ledger a user, not one a folder: a job id must be found again from wherever one stands.
     """
+    shared = os.environ.get("CONDORCTL_DB")
+    if shared:
+        return shared
     chosen = os.environ.get("CONDORCTL_LEDGER")
     if chosen:
         return Path(chosen).expanduser().absolute()
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(data) / "condorctl" / "ledger.sqlite"
+
+
+def config() -> Path:
+    """The folder of the user's own settings, in the XDG configuration folder."""
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "condorctl"
 
 
 def search(kind: str) -> list[Path]:

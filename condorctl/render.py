@@ -7,82 +7,106 @@ job's sandbox the files of earlier stages lie under the same relative paths.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from condorctl import paths, spec, submit_language
+from condorctl import notify, paths, record, requests, snapshot, submit_language
 from condorctl.errors import UserError
 from condorctl.spec import Pipeline, Stage
 
-_PACKAGE = Path(__file__).parent
-_JOB_SIDE = ("__init__.py", "errors.py", "job.py", "stage.sh")
-_NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv")
 
+def render(
+    pipeline: Pipeline,
+    run: str,
+    folder: Path,
+    python: Sequence[str],
+    inputs: Mapping[str, str] | None = None,
+    done: Collection[str] = (),
+) -> Path:
+    """Write all files of the run called `run` into `folder`; return the DAG's file.
 
-def render(pipeline: Pipeline, run: str, folder: Path, python: Sequence[str]) -> Path:
-    """Write all files of the run called `run` into the empty `folder`; return the DAG's file.
-
-    `python` is what the word ``python`` at the head of a command stands for on the execute node.
-    Raises UserError for a template that is missing or faulty, and for text that the submit
-    language would execute or expand.
+    `folder` is empty, or has what `snapshot.take` and `reuse.plan` put there. `python` is what the
+    word ``python`` at the head of a command stands for on the execute node, `inputs` where each
+    local input is (else where the spec says), `done` the stages that need not run. Raises
+    UserError for a template that is missing or faulty, and for text that the submit language would
+    execute or expand.
     """
-    templates = _templates()
-    _copy_code(pipeline, folder / "code")
+    templates = templates_here()
+    if not (folder / "code").exists():
+        snapshot.code(pipeline, folder / "code")
+    if pipeline.site:
+        shutil.copy2(pipeline.site.file, folder / "site.yaml")
     for stage in pipeline.stages.values():
-        values = {"run": run, "stage": stage, **_job(pipeline, stage, python)}
-        text = _fill(templates, stage.template, values)
-        submit_language.check_text(text, f"{stage.template} for stage {stage.name!r}")
-        (folder / stage.name).mkdir()
+        text = submit_file(pipeline, stage, run, python, templates, inputs)
+        (folder / stage.name).mkdir(exist_ok=True)
         (folder / stage.name / "stage.sub").write_text(text, encoding="utf-8")
     stages = [pipeline.stages[name] for name in pipeline.order()]
     dag = folder / f"{pipeline.name}.dag"
-    values = {"run": run, "stages": stages, "names": list(pipeline.stages)}
+    values = {"run": run, "stages": stages, "names": list(pipeline.stages), "done": done}
     dag.write_text(_fill(templates, "pipeline.dag.j2", values), encoding="utf-8")
+    notify.attach(dag, run)
     config = _fill(templates, "dagman.config", values)
     (folder / "dagman.config").write_text(config, encoding="utf-8")
     return dag
 
 
-def _job(pipeline: Pipeline, stage: Stage, python: Sequence[str]) -> dict[str, Any]:
+def submit_file(
+    pipeline: Pipeline,
+    stage: Stage,
+    run: str,
+    python: Sequence[str],
+    templates: jinja2.Environment | None = None,
+    inputs: Mapping[str, str] | None = None,
+) -> str:
+    """The text of the stage's submit file in the run called `run`; raises UserError as `render`."""
+    values = {"run": run, "stage": stage, **_job(pipeline, stage, python, inputs or {})}
+    text = _fill(templates or templates_here(), stage.template, values)
+    submit_language.check_text(text, f"{stage.template} for stage {stage.name!r}")
+    return text
+
+
+def _job(
+    pipeline: Pipeline, stage: Stage, python: Sequence[str], places: Mapping[str, str]
+) -> dict[str, Any]:
     """The quoted values that a stage's template puts into its submit file."""
+    python = (pipeline.site.python if pipeline.site else None) or python
     command = [*python, *stage.command[1:]] if stage.command[0] == "python" else stage.command
-    inputs = ["code"]
-    for text in stage.inputs:
-        local = not spec.is_url(text) and spec.split_input(text)[0] not in pipeline.stages
-        inputs.append(str(Path(text).absolute()) if local else text)
+    local = set(snapshot.local(stage, pipeline))
+    inputs = [
+        places.get(text, f"{Path(text).absolute()}{'/' * text.endswith('/')}")
+        if text in local
+        else text
+        for text in stage.inputs
+    ]
     home = {output: f"{stage.name}/{output}" for output in stage.outputs}
     environment = {"PYTHONPATH": "code", "PYTHONUNBUFFERED": "1", **stage.environment}
+    codes = stage.final_exit_codes
+    final = ["--final", ",".join(map(str, codes))] if len(codes) > 1 else []
+    # An output called like an option is none with its folder before it.
+    outputs = [f"./{name}" if name.startswith("-") else name for name in stage.outputs]
     return {
-        "arguments": submit_language.arguments([*stage.outputs, "--", *command]),
+        "arguments": submit_language.arguments([*final, *outputs, "--", *command]),
         "environment": submit_language.environment(environment),
-        "inputs": submit_language.file_list(inputs),
-        "outputs": submit_language.file_list(stage.outputs) or submit_language.Quoted('""'),
-        "remaps": submit_language.remaps(home),
+        "inputs": submit_language.file_list(["code", *inputs]),
+        "outputs": submit_language.file_list([*stage.outputs, record.FILE]),
+        "remaps": _remaps(home, stage.name),
+        **requests.lines(pipeline.site, stage),
     }
 
 
-def _copy_code(pipeline: Pipeline, target: Path) -> None:
-    """Snapshot the code: what is edited after the submission changes nothing in the run."""
-    (target / "condorctl").mkdir(parents=True)
-    for name in _JOB_SIDE:
-        shutil.copy2(_PACKAGE / name, target / "condorctl" / name)
-    for name in dict.fromkeys(name for stage in pipeline.stages.values() for name in stage.code):
-        source = paths.package(name)
-        try:
-            if source.is_dir():
-                shutil.copytree(source, target / source.name, ignore=_NOT_CODE, dirs_exist_ok=True)
-            else:
-                shutil.copy2(source, target / source.name)
-        except shutil.Error as error:
-            file, _, reason = error.args[0][0]
-            raise UserError(f"code: {file}: {reason}") from None
+def _remaps(home: Mapping[str, str], stage: str) -> submit_language.Quoted:
+    # The record's name holds a macro, so that each attempt keeps its own.
+    files = submit_language.remaps(home).strip('"')
+    job = f"{record.FILE} = {stage}/$(ClusterId).job"
+    return submit_language.Quoted(f'"{"; ".join(filter(None, [files, job]))}"')
 
 
-def _templates() -> jinja2.Environment:
+def templates_here() -> jinja2.Environment:
+    """The templates of the folder one is in and of the package, to give to `submit_file`."""
     environment = ImmutableSandboxedEnvironment(
         loader=jinja2.FileSystemLoader(paths.search("templates")),
         undefined=jinja2.StrictUndefined,
@@ -106,7 +130,7 @@ def _fill(templates: jinja2.Environment, name: str, values: dict[str, Any]) -> s
         return templates.get_template(name).render(values)
     except jinja2.TemplateNotFound as error:
         known = ", ".join(sorted(templates.list_templates()))
-        raise UserError(f"template {error}: not in templates/; there is {known}") from None
+        raise UserError(f"template {error.name}: not in templates/; there is {known}") from None
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"template {error.name}:{error.lineno}: {error.message}") from None
     except jinja2.TemplateError as error:

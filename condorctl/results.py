@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from condorctl import events, find, job
 from condorctl.errors import UserError
-from condorctl.ledger import Job, Ledger, Result, Run, Stage
+from condorctl.ledger import Job, Ledger, Result, Run
 from condorctl.spec import Table
 from condorctl.yaml_text import Scalar, Value
 
@@ -108,16 +108,20 @@ def from_ledger(session: Session, names: Sequence[str]) -> Results:
 
 
 def _records(session: Session, run: Run) -> Iterator[Record]:
+    # A stage that was reused has its rows from the stage that stands in for it.
+    stages = {stage.origin.id: stage for stage in run.stages}
     query = (
-        select(Result, Job, Stage.name)
+        select(Result, Job)
         .join(Job, Result.job_id == Job.id)
-        .join(Stage, Job.stage_id == Stage.id)
-        .where(Stage.run_id == run.id)
-        .order_by(Stage.position, Job.attempt, Result.position)
+        .where(Job.stage_id.in_(stages))
+        .order_by(Job.attempt, Job.proc, Result.position)
     )
-    for order, (row, by, stage) in enumerate(session.execute(query)):
+    found = session.execute(query).all()
+    found = sorted(found, key=lambda pair: stages[pair[1].stage_id].position)
+    for order, (row, by) in enumerate(found):
         yield Record(
-            run=run.name, pipeline=run.pipeline, params=run.params, stage=stage, order=order,
+            run=run.name, pipeline=run.pipeline, params=run.params,
+            stage=stages[by.stage_id].name, order=order,
             job=by.number, attempt=by.attempt, submitted=by.submitted, started=by.started,
             finished=by.finished, host=by.host, values=row.values,
         )  # fmt: skip
@@ -175,10 +179,25 @@ def save(results: Results, folder: Path) -> None:
     _write(file, [table.model_dump() for table in tables])
 
 
+def differing(runs: Sequence[Json]) -> list[str]:
+    """The parameters that are not the same in all of `runs`, in the order they are declared."""
+    names = dict.fromkeys(name for run in runs for name in run["params"])
+    absent, params = object(), [run["params"] for run in runs]
+    return [
+        name
+        for name in names
+        if any(of.get(name, absent) != params[0].get(name, absent) for of in params)
+    ]
+
+
 def as_json(results: Results) -> Json:
-    """What ``--json`` prints: the runs, the tables with their figures, the rows."""
+    """What ``--json`` prints: the runs, the tables with their figures, the rows.
+
+    `differing` names the parameters that tell the runs apart.
+    """
     return {
         "runs": results.runs,
+        "differing": differing(results.runs),
         "tables": [summary(table, results.records) for table in results.tables],
         "results": [{"run": r.run, "stage": r.stage, **r.values} for r in results.records],
     }

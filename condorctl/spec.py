@@ -7,131 +7,58 @@ one line that names the file, the line, the key and the mend.
 
 from __future__ import annotations
 
-import heapq
+import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
-from graphlib import CycleError, TopologicalSorter
+from graphlib import CycleError
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from condorctl import matrix, submit_language, yaml_text
+from condorctl import site as profiles
 from condorctl.errors import UserError, suggest
-from condorctl.spec_file import SpecFile, is_name
+from condorctl.pipeline import Pipeline, Site, Stage, Table, TableRow, is_url, split_input
+from condorctl.spec_file import Problem, SpecFile, complaints, is_name
 from condorctl.yaml_text import Key, Scalar, Value
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+__all__ = ["Pipeline", "Stage", "Table", "TableRow", "is_url", "load", "problems", "split_input"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
 _GLOB = re.compile(r"[*?[]")
-
-Text = Annotated[str, Field(min_length=1)]
-VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-# HTCondor takes a bare number as MB (memory) or KB (disk): ask for the unit.
-Amount = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[KMGT]B?$")]
-Percent = Annotated[float, Field(ge=0, le=100)]
+_TOP = {"name", "description", "site", "params", "defaults", "stages", "tables"}
 
 
-class Stage(BaseModel):
-    """One node of the graph: a command that runs as one HTCondor job."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(description="the stage's name, from its key")
-    command: list[str] = Field(min_length=1, description="program and arguments, a word each")
-    needs: list[Text] = Field([], description="stages that must be done first")
-    inputs: list[Text] = Field([], description="files: stage/file, a local path, or a URL")
-    outputs: list[Text] = Field([], description="files that the command leaves behind")
-    template: Text = Field("stage.sub.j2", description="the submit file's template")
-    code: list[Text] = Field([], description="packages to take along, importable in the job")
-    environment: dict[VariableName, str] = Field({}, description="environment variables of the job")
-    request_cpus: int = Field(1, ge=1)
-    request_memory: Amount = "1 GB"
-    request_disk: Amount = "1 GB"
-    request_gpus: int = Field(0, ge=0)
-    retries: int = Field(0, ge=0, description="how often DAGMan runs a failed stage again")
-    final_exit_codes: list[Annotated[int, Field(ge=1, le=255)]] = Field(
-        [], description="exit codes that no retry mends"
-    )
-
-    def upstream(self, stages: Iterable[str]) -> list[str]:
-        """The names of the stages this one waits for, from ``needs`` and from its inputs."""
-        known = set(stages)
-        makers = [source for source, _ in map(split_input, self.inputs) if source in known]
-        return list(dict.fromkeys([*self.needs, *makers]))
-
-
-class TableRow(BaseModel):
-    """One line of a table: the mean of the results that match, beside figures from elsewhere."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    label: Text
-    match: dict[str, Scalar] = Field(min_length=1, description="values that a result must have")
-    reference: dict[str, Percent] = Field({}, description="heading: figure, in percent")
-
-
-class Table(BaseModel):
-    """A table of results that a pipeline declares."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    title: Text
-    columns: dict[Text, Text] = Field(min_length=1, description="heading: key of the results")
-    reference: str = Field("", description="where the reference figures come from")
-    rows: list[TableRow] = Field(min_length=1)
-
-
-class Pipeline(BaseModel):
-    """A whole spec, parameters filled in, matrices written out and references checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    description: str = ""
-    params: dict[str, Value] = {}
-    stages: dict[str, Stage] = Field(min_length=1)
-    tables: list[Table] = []
-
-    def order(self) -> list[str]:
-        """Stage names, each after those it waits for, otherwise in the file's order.
-
-        Raises graphlib.CycleError when stages wait for each other.
-        """
-        position = {name: index for index, name in enumerate(self.stages)}
-        graph = {name: stage.upstream(self.stages) for name, stage in self.stages.items()}
-        sorter = TopologicalSorter(graph)
-        sorter.prepare()
-        ready: list[tuple[int, str]] = []
-        ordered: list[str] = []
-        while sorter.is_active():
-            for name in sorter.get_ready():
-                heapq.heappush(ready, (position[name], name))
-            ordered.append(heapq.heappop(ready)[1])
-            sorter.done(ordered[-1])
-        return ordered
-
-
-def split_input(text: str) -> tuple[str, str]:
-    """``stage/file`` into its two parts; a local path or a URL has an empty first part."""
-    head, slash, rest = text.partition("/")
-    if not slash or _URL.match(text):
-        return "", text
-    return head, rest
-
-
-def is_url(text: str) -> bool:
-    """Whether an input is fetched on the execute node by a transfer plug-in."""
-    return bool(_URL.match(text))
-
-
-def load(path: Path, settings: Mapping[str, str] | None = None) -> Pipeline:
+def load(
+    path: Path, settings: Mapping[str, str] | None = None, site: str | None = None
+) -> Pipeline:
     """Read, fill in and check the spec at `path`; `settings` replace its parameters.
 
-    Raises UserError for anything that would not run.
+    `site` names a profile; else ``$CONDORCTL_SITE`` does, else the spec.
+    Raises UserError for anything that would not run, the first that there is.
     """
-    return _Reader(SpecFile(path)).pipeline(settings or {})
+    pipeline, found = problems(SpecFile(path), settings or {}, site)
+    if pipeline is None or found:
+        raise found[0]
+    return pipeline
+
+
+def problems(
+    file: SpecFile, settings: Mapping[str, str], site: str | None = None
+) -> tuple[Pipeline | None, list[UserError]]:
+    """The spec in `file` as `load` reads it, with everything that is wrong with it.
+
+    The pipeline holds the stages that can be read; it is None when there are none.
+    """
+    reader = _Reader(file)
+    pipeline = None
+    with reader.collecting():
+        pipeline = reader.pipeline(settings, site)
+    return pipeline, reader.problems
 
 
 class _Reader:
@@ -139,31 +66,63 @@ class _Reader:
 
     def __init__(self, file: SpecFile) -> None:
         self.file = file
+        self.problems: list[UserError] = []
+        self.told: set[tuple[str, str]] = set()
         self.params: dict[str, Value] = {}
         self.drafts: dict[str, matrix.Draft] = {}
+        # Whether a stage's names are not known: one that is missing may be among them.
+        self.unnamed = False
+        self.site: Site | None = None
 
-    def pipeline(self, settings: Mapping[str, str]) -> Pipeline:
-        data = self.file.data
-        self._known_keys(
-            (), data, {"name", "description", "params", "defaults", "stages", "tables"}
-        )
-        self.params = self._params(self._mapping("params"), settings)
-        self.drafts = matrix.expand(self.file, self._written_stages(), self.params)
-        name = data.get("name", self.file.path.stem)
-        if not is_name(str(name)):
-            raise self.file.fail(("name",), f"{name!r} is no name: letters, digits, '_' and '-'")
-        tables = self._fill(("tables",), data.get("tables") or [], self.params)
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """What is wrong inside is noted, and reading goes on after it."""
         try:
-            pipeline = Pipeline(
-                name=name,
-                description=data.get("description", ""),
-                params=self.params,
-                stages={name: self._stage(name) for name in self.drafts},  # type: ignore[misc]
-                tables=tables,
-            )
-        except ValidationError as error:
-            raise self._invalid(error) from None
-        self._check_references(pipeline)
+            yield
+        except UserError as error:
+            self._note(error)
+
+    def _note(self, error: UserError) -> None:
+        # A matrix's stages share their lines, and one complaint of a line is enough.
+        told = (error.key, error.message) if isinstance(error, Problem) else ("", str(error))
+        if told not in self.told:
+            self.told.add(told)
+            self.problems.append(error)
+
+    def pipeline(self, settings: Mapping[str, str], site: str | None) -> Pipeline | None:
+        """The pipeline of all stages that can be read; None without any."""
+        data = self.file.data
+        self._known_keys((), data, _TOP)
+        with self.collecting():
+            self.site = profiles.chosen(site, self.file, data.get("site"))
+        self.params = self._params(self._mapping("params"), settings)
+        written = list(self._written_stages())
+        if self.problems:
+            # With a key or a parameter misspelt, whatever misses it would be wrong, too.
+            return None
+        for key, raw in written:
+            try:
+                self.drafts |= matrix.expand(self.file, key, raw, self.params, self.drafts)
+            except UserError as error:
+                self.unnamed = True
+                self._note(error)
+        stages: dict[str, Stage] = {}
+        for name in self.drafts:
+            if stage := self._stage(name):
+                stages[name] = stage
+        tables = list(self._tables())
+        head = {"name": data.get("name", self.file.path.stem)}
+        head["description"] = data.get("description", "")
+        if not is_name(str(head["name"])):
+            reason = f"{head['name']!r} is no name: letters, digits, '_' and '-'"
+            self._note(self.file.fail(("name",), reason))
+            return None
+        if not stages:
+            return None
+        parts = {"params": self.params, "stages": stages, "tables": tables, "site": self.site}
+        pipeline = self._valid(Pipeline, (), {**head, **parts})
+        if pipeline:
+            self._check_references(pipeline)
         return pipeline
 
     def _written_stages(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -174,18 +133,35 @@ class _Reader:
         for key, raw in self._mapping("stages").items():
             at = ("stages", str(key))
             if not isinstance(raw, dict):
-                raise self.file.fail(at, "must be a mapping with a key 'command'")
+                self._note(self.file.fail(at, "must be a mapping with a key 'command'"))
+                continue
             self._known_keys(at, raw, allowed | {"matrix"})
             yield str(key), _merge(defaults, raw)
 
-    def _invalid(self, error: ValidationError) -> UserError:
-        # A misspelt key is also a missing one, and the spelling is what to mend.
-        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-        at = tuple(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            fields = TableRow.model_fields if "rows" in at else Table.model_fields
-            return self.file.fail(at, f"unknown key{suggest(at[-1], fields)}")
-        return self.file.fail(at, f"{first['msg']}, not {_short(first['input'])}")
+    def _valid(self, model: type[Model], at: Key, values: dict[str, Any]) -> Model | None:
+        """`values` as a `model`; None when they are none, each reason noted."""
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            for found in complaints(error, model):
+                self._note(self.file.fail((*at, *found.at), found.message))
+            return None
+
+    def _tables(self) -> Iterator[Table]:
+        given = self.file.data.get("tables") or []
+        if not isinstance(given, list):
+            self._note(self.file.fail(("tables",), "must be a list of tables"))
+            return
+        for number, written in enumerate(given):
+            at = ("tables", str(number))
+            with self.collecting():
+                if not isinstance(written, dict):
+                    raise self.file.fail(at, "must be a mapping with a title, columns and rows")
+                table = self._valid(Table, at, self._fill(at, written, self.params))
+                if table:
+                    for index, row in enumerate(table.rows):
+                        self._check_row((*at, "rows", str(index)), table, row)
+                    yield table
 
     def _mapping(self, key: str) -> dict[str, Any]:
         data = self.file.data
@@ -201,48 +177,78 @@ class _Reader:
     def _known_keys(self, at: Key, data: Mapping[Any, Any], known: set[str]) -> None:
         for key in data:
             if key not in known:
-                raise self.file.fail((*at, str(key)), f"unknown key{suggest(str(key), known)}")
+                message = f"unknown key{suggest(str(key), known)}"
+                self._note(self.file.fail((*at, str(key)), message))
 
     def _params(self, given: dict[str, Any], settings: Mapping[str, str]) -> dict[str, Value]:
         params: dict[str, Value] = {}
         for key, value in given.items():
-            at = ("params", str(key))
-            items = value if isinstance(value, list) else [value]
-            if not items or not all(isinstance(item, Scalar) for item in items):
-                raise self.file.fail(at, "must be text, a number, true or false, or a list of such")
-            if len({type(item) for item in items}) > 1:
-                raise self.file.fail(
-                    at, "mixes types: write all as text, as whole numbers, or with a point"
-                )
-            if not str(key).isidentifier():
-                raise self.file.fail(at, "a parameter's name is letters, digits, '_'")
-            params[str(key)] = value
+            with self.collecting():
+                params[str(key)] = self._param(("params", str(key)), value)
         for key, text in settings.items():
-            if key not in params:
-                raise UserError(
-                    f"--set {key}: {self.file.path} has no such parameter{suggest(key, params)}"
-                )
-            try:
-                params[key] = yaml_text.like(params[key], text)
-            except ValueError as error:
-                raise UserError(f"--set {key}: {error}") from None
+            with self.collecting():
+                if key not in given:
+                    raise UserError(
+                        f"--set {key}: {self.file.path} has no such parameter{suggest(key, params)}"
+                    )
+                try:
+                    params[key] = yaml_text.like(params.get(key, ""), text)
+                except ValueError as error:
+                    raise UserError(f"--set {key}: {error}") from None
         for key, final in params.items():
             where = f"--set {key}" if key in settings else self.file.place(("params", key))
-            for item in final if isinstance(final, list) else [final]:
-                if isinstance(item, float) and not math.isfinite(item):
-                    raise UserError(f"{where}: must be a finite number, not {item}")
-                submit_language.check_value(str(item), where)
+            with self.collecting():
+                for item in final if isinstance(final, list) else [final]:
+                    if isinstance(item, float) and not math.isfinite(item):
+                        raise UserError(f"{where}: must be a finite number, not {item}")
+                    submit_language.check_value(str(item), where)
         return params
 
-    def _stage(self, name: str) -> dict[str, Any]:
+    def _param(self, at: Key, value: Any) -> Value:
+        items = value if isinstance(value, list) else [value]
+        if not items or not all(isinstance(item, Scalar) for item in items):
+            raise self.file.fail(at, "must be text, a number, true or false, or a list of such")
+        if len({type(item) for item in items}) > 1:
+            raise self.file.fail(
+                at, "mixes types: write all as text, as whole numbers, or with a point"
+            )
+        if not at[-1].isidentifier():
+            raise self.file.fail(at, "a parameter's name is letters, digits, '_'")
+        return items if isinstance(value, list) else items[0]
+
+    def _stage(self, name: str) -> Stage | None:
+        """The stage of this name, less what is wrong with it; None when too little is left."""
         at, draft = ("stages", name), self.drafts[name]
-        filled = self._fill(at, draft.raw, {**self.params, **draft.combination, "stage": name})
-        for key in ("needs", "inputs"):
-            texts = filled.get(key)
-            if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
-                found = (item for text in texts for item in self._expand((*at, key), text))
-                filled[key] = list(dict.fromkeys(found))
-        return {"name": name, **filled}
+        values = {**self.params, **draft.combination, "stage": name}
+        filled: dict[str, Any] = {}
+        broken = set()
+        for key, written in draft.raw.items():
+            try:
+                filled[key] = self._fill((*at, key), written, values)
+                if key in ("needs", "inputs"):
+                    filled[key] = self._listed((*at, key), filled[key])
+            except UserError as error:
+                broken.add(key)
+                self._note(error)
+        given = {**profiles.defaults(self.site, filled), "name": name}
+        try:
+            return Stage.model_validate(given)
+        except ValidationError as error:
+            for found in complaints(error, Stage):
+                if found.at[0] not in broken:
+                    broken.add(found.at[0])
+                    self._note(self.file.fail((*at, *found.at), found.message))
+        # The other keys may have problems of their own, which only a whole stage can show.
+        rest = {key: value for key, value in given.items() if key not in broken}
+        with contextlib.suppress(ValidationError):
+            return Stage.model_validate({"command": ["true"], **rest})
+        return None
+
+    def _listed(self, at: Key, texts: Any) -> Any:
+        """Needs or inputs with their globs written out; anything else as it is."""
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            return texts
+        return list(dict.fromkeys(item for text in texts for item in self._expand(at, text)))
 
     def _expand(self, at: Key, text: str) -> list[str]:
         """A need or an input with the glob over stage names written out; none for empty text."""
@@ -254,7 +260,7 @@ class _Reader:
             return [text]
         # A stage cannot wait for itself: `needs: ["*"]` means all the others.
         found = [name for name in self.drafts if fnmatchcase(name, pattern) and name != at[1]]
-        if not found:
+        if not found and not self.unnamed:
             raise self.file.fail(at, f"no other stage's name matches {pattern!r}")
         return [f"{name}/{file}" if is_input else name for name in found]
 
@@ -265,40 +271,40 @@ class _Reader:
         if isinstance(value, list):
             return [self._fill((*at, str(i)), item, values) for i, item in enumerate(value)]
         if not isinstance(value, str):
-            # A command's words and an environment's values may be written as bare numbers.
-            text_wanted = at[2:3] in {("command",), ("environment",)} and len(at) > 3
-            return yaml_text.text(value) if text_wanted and value is not None else value
-        if at[-2:-1] == ("match",):
-            return self.file.scalar(at, value, self.params)
+            return value
+        if at[-2:-1] == ("match",) or at[2:-1] == ("submit",):
+            # What is a number there must not become text.
+            return self.file.scalar(at, value, values)
         text = self.file.text(at, value, values)
         if at[0] == "stages":
             submit_language.check_value(text, self.file.place(at))
         return text
 
     def _check_references(self, pipeline: Pipeline) -> None:
-        stages = pipeline.stages
-        for name, stage in stages.items():
+        for name, stage in pipeline.stages.items():
+            at = ("stages", name)
             for need in stage.needs:
-                if need not in stages:
-                    raise self.file.fail(
-                        ("stages", name, "needs"),
-                        f"there is no stage {need!r}{suggest(need, stages)}",
-                    )
+                if not self._may_be(need):
+                    message = f"there is no stage {need!r}{suggest(need, self.drafts)}"
+                    self._note(self.file.fail((*at, "needs"), message))
             for output in stage.outputs:
                 if Path(output).is_absolute() or ".." in Path(output).parts:
-                    raise self.file.fail(
-                        ("stages", name, "outputs"), f"{output!r} must lie in the job's own folder"
-                    )
+                    message = f"{output!r} must lie in the job's own folder"
+                    self._note(self.file.fail((*at, "outputs"), message))
             for text in stage.inputs:
-                self._check_input(pipeline, name, text)
+                with self.collecting():
+                    self._check_input(pipeline, name, text)
+        if self.problems:
+            return
         try:
             pipeline.order()
         except CycleError as error:
             circle = " -> ".join(reversed(error.args[1]))
-            raise self.file.fail(("stages",), f"these wait for each other: {circle}") from None
-        for number, table in enumerate(pipeline.tables):
-            for index, row in enumerate(table.rows):
-                self._check_row(("tables", str(number), "rows", str(index)), table, row)
+            self._note(self.file.fail(("stages",), f"these wait for each other: {circle}"))
+
+    def _may_be(self, name: str) -> bool:
+        """Whether there is a stage of this name, readable or not."""
+        return name in self.drafts or self.unnamed
 
     def _check_input(self, pipeline: Pipeline, name: str, text: str) -> None:
         at = ("stages", name, "inputs")
@@ -309,25 +315,23 @@ class _Reader:
                 raise self.file.fail(
                     at, f"{text!r}: stage {maker!r} has no output {file!r}{suggest(file, outputs)}"
                 )
-        elif not is_url(text) and not Path(text).exists():
+        elif not (is_url(text) or Path(text).exists() or (maker and self._may_be(maker))):
             raise self.file.fail(at, f"{text!r} is neither a file here nor an output of a stage")
 
     def _check_row(self, at: Key, table: Table, row: TableRow) -> None:
         for heading in row.reference:
             if heading not in table.columns:
                 where = (*at, "reference", heading)
-                raise self.file.fail(where, f"is no column{suggest(heading, table.columns)}")
+                message = f"is no column{suggest(heading, table.columns)}"
+                self._note(self.file.fail(where, message))
         if row.reference and not table.reference:
-            raise self.file.fail(at[:2], "has reference figures: name their source, reference: ...")
+            message = "has reference figures: name their source, reference: ..."
+            self._note(self.file.fail(at[:2], message))
 
 
 def _merge(defaults: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**defaults, **stage}
-    if isinstance(defaults.get("environment"), dict) and isinstance(merged["environment"], dict):
-        merged["environment"] = {**defaults["environment"], **merged["environment"]}
+    for key in ("environment", "submit"):
+        if isinstance(defaults.get(key), dict) and isinstance(merged[key], dict):
+            merged[key] = {**defaults[key], **merged[key]}
     return merged
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

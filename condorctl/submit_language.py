@@ -13,8 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from condorctl.errors import UserError
 
-_MACRO = re.compile(r"\$\$?\(|\$\$?[A-Za-z_]+\(")
 _UNSAFE_IN_LIST = re.compile(r"[,;=\"'$\x00-\x1f]|^\s|\s$")
+
+# What reads or runs something while the file is parsed; '@' and ':' may stand before it.
+_FOREIGN = re.compile(r"[@:\s]*(include|use)\b", re.IGNORECASE)
+# Blanks as C's isspace has them: HTCondor ends a line at a line feed and nowhere else.
+_BLANKS = " \t\v\f\r"
+
+# A dollar sign that HTCondor's own ``$(DOLLAR)`` would swallow: filled in at the match instead.
+_DOLLAR_AT_MATCH = '$$([""$""])'
 
 # Macros a template's author may use: HTCondor fills them in with numbers and names of its own.
 _KNOWN_MACROS = {
@@ -28,19 +35,18 @@ class Quoted(str):
 
 
 def check_value(text: str, where: str) -> str:
-    """Return `text` if a submit file can carry it unchanged.
+    """Return `text` if a submit file can carry it in one of the quoted forms below.
 
-    Raises UserError for a line break or NUL, and for anything shaped like a macro.
+    Raises UserError for a line break, a NUL byte, and for what is no Unicode text.
     """
     for character, name in {"\n": "a line break", "\r": "a line break", "\0": "a NUL byte"}.items():
         if character in text:
-            raise UserError(f"{where}: holds {name}, which a submit file cannot carry")
-    found = _MACRO.search(text)
-    if found:
-        raise UserError(
-            f"{where}: holds {found[0] + '…)'!r}, which HTCondor would expand; "
-            "pass such text in an input file"
-        )
+            raise UserError(
+                f"{where}: holds {name}, which a submit file cannot carry; "
+                "pass such text in an input file"
+            )
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{where}: is not UTF-8 text")
     return text
 
 
@@ -63,6 +69,44 @@ def arguments(words: Sequence[str]) -> Quoted:
 def environment(variables: Mapping[str, str]) -> Quoted:
     """The value of ``environment =`` that sets exactly these variables; names are plain words."""
     return _list(f"{name}={_quoted(value)}" for name, value in variables.items())
+
+
+def attribute(value: str | bool | int | float, where: str) -> Quoted:
+    """The value of ``+Attribute =``: a number, a truth value, or text as a ClassAd string.
+
+    Text that begins with ``=`` is an expression. Raises UserError for what HTCondor would not read.
+    """
+    if not isinstance(value, str):
+        return plain(str(value).lower() if isinstance(value, bool) else str(value), where)
+    if value.startswith("="):
+        return expression(value[1:].strip(), where)
+    return plain('"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"', where)
+
+
+def further(command: str, value: str | bool | int | float) -> Quoted:
+    """A whole line: a `command` that is named by a spec, or an attribute written ``+Name``.
+
+    Raises UserError for a value that it cannot carry.
+    """
+    if command.startswith("+") or command.lower().startswith("my."):
+        return Quoted(f"{command} = {attribute(value, command)}")
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return Quoted(f"{command} = {plain(text, command)}")
+
+
+def expression(text: str, where: str) -> Quoted:
+    """`text` as a ClassAd expression, such as ``requirements`` wants.
+
+    Raises UserError for one that cannot be parsed.
+    """
+    import classad2
+
+    plain(text, where)
+    try:
+        classad2.ExprTree(text)
+    except (ValueError, classad2.ClassAdException):
+        raise UserError(f"{where}: {text!r} is no ClassAd expression") from None
+    return Quoted(text)
 
 
 def file_list(paths: Sequence[str]) -> Quoted:
@@ -93,20 +137,30 @@ def check_text(text: str, file: str) -> None:
 
     Raises UserError with the file and the line.
     """
-    queues = 0
-    for number, line in _logical_lines(text):
-        word = line.split(None, 1)[0].lower().rstrip(":") if line.split() else ""
+    if "\0" in text:
+        raise UserError(f"{file}: holds a NUL byte")
+    queues = requirements = 0
+    for number, line in enumerate(text.split("\n"), 1):
+        found = _FOREIGN.match(line)
+        if found:
+            raise UserError(f"{file}:{number}: {found[1]!r} reads or runs something on submission")
+    for number, line in _logical_lines(text, file):
+        word = re.split(r"[\s=]", line, maxsplit=1)[0].lower()
         if word.startswith("#"):
             continue
-        if word in {"include", "use"} or re.match(r"(include|use)\b", word):
-            raise UserError(f"{file}:{number}: {word!r} reads or runs something while submitting")
+        requirements += word == "requirements"
+        if requirements > 1:
+            raise UserError(
+                f"{file}:{number}: 'requirements' stands here twice, and the last would win: "
+                "write them in the spec, where they join those of the site"
+            )
         if word == "queue":
             queues += 1
             if line.split()[1:] not in ([], ["1"]):
                 raise UserError(f"{file}:{number}: a stage is one job: write a bare 'queue'")
         for macro in re.finditer(r"\$(\$?)([A-Za-z_]*)\(([^)]*)\)?", line):
-            known = not macro[2] and macro[3].strip().lower() in _KNOWN_MACROS
-            if not known:
+            name = macro[3].strip().lower()
+            if macro[0] != _DOLLAR_AT_MATCH and (macro[2] or name not in _KNOWN_MACROS):
                 raise UserError(f"{file}:{number}: HTCondor would expand {macro[0]!r}")
     if queues != 1:
         raise UserError(f"{file}: must have exactly one 'queue', has {queues}")
@@ -121,20 +175,32 @@ def _quoted(word: str) -> str:
 
 def _list(words: Iterable[str]) -> Quoted:
     text = " ".join(words).replace('"', '""')
-    names = {"$": "$(DOLLAR)", "$$": "$$(DOLLARDOLLAR)"}
-    return Quoted('"' + re.sub(r"\$\$?", lambda dollars: names[dollars[0]], text) + '"')
+    return Quoted('"' + re.sub(r"(\$\$?)(\(\s*dollar)?", _dollar, text, flags=re.IGNORECASE) + '"')
 
 
-def _logical_lines(text: str) -> list[tuple[int, str]]:
-    """Lines with their numbers, those that end in a backslash joined with the next."""
+def _dollar(found: re.Match[str]) -> str:
+    dollars, name = found[1], found[2] or ""
+    if dollars == "$$":
+        return "$$(DOLLARDOLLAR)" + name
+    return (_DOLLAR_AT_MATCH if name else "$(DOLLAR)") + name
+
+
+def _logical_lines(text: str, file: str) -> list[tuple[int, str]]:
+    """Lines with their numbers, those that end in a backslash joined with the next.
+
+    Raises UserError where the joint is in a command's name, which would hide what it is.
+    """
     lines: list[tuple[int, str]] = []
     pending = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.endswith("\\"):
+    for number, physical in enumerate(text.split("\n"), 1):
+        line = physical.strip(_BLANKS)
+        if line.endswith("\\") and not (line.startswith("#") and not pending):
+            if "=" not in (pending + line):
+                raise UserError(f"{file}:{number}: write a command and its '=' on one line")
             pending += line[:-1]
             continue
-        lines.append((number, (pending + line).strip()))
+        lines.append((number, pending + line))
         pending = ""
     if pending:
-        lines.append((len(text.splitlines()), pending.strip()))
+        raise UserError(f"{file}: ends within a line")
     return lines

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
@@ -16,22 +16,25 @@ from rich.text import Text
 
 from condorctl import yaml_text
 from condorctl.errors import printable
-from condorctl.results import Json, Record, Results, summary
+from condorctl.metrics import Metrics
+from condorctl.results import Json, Record, Results, differing, summary
 
 _NOTHING = "\N{EM DASH}"
 
 
 def as_csv(results: Results) -> str:
-    """The rows with their plain values, nested ones left out."""
-    keys = _columns(results.records)
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["run", "stage", "job", "attempt", *map(printable, keys)])
-    for record in results.records:
-        cells = (yaml_text.text(record.values.get(key)) for key in keys)
-        plain = ("" if cell is None else printable(str(cell)) for cell in cells)
-        writer.writerow([record.run, record.stage, record.job, record.attempt, *plain])
-    return stream.getvalue()
+    """The rows with their plain values, nested ones left out; those of several runs with the
+    parameters that differ.
+    """
+    keys, params = _columns(results.records), _params(results)
+    return _csv(
+        ["run", *params, "stage", "job", "attempt", *keys],
+        (
+            [record.run, *(record.params.get(name) for name in params), record.stage, record.job,
+             record.attempt, *(record.values.get(key) for key in keys)]
+            for record in results.records
+        ),
+    )  # fmt: skip
 
 
 def as_markdown(results: Results, every: bool) -> str:
@@ -51,6 +54,31 @@ def renderables(results: Results, every: bool, console: Console) -> Iterator[Ren
             yield grid
         if sheet.note:
             yield Text(printable(sheet.note), style="dim")
+
+
+def metrics_csv(metrics: Metrics) -> str:
+    """A line an epoch, with the time it ended; of several runs with the parameters that differ."""
+    params, names = metrics.params, metrics.columns
+    return _csv(
+        ["run", *params, "stage", "job", "attempt", "epoch", "time", *names],
+        (
+            [row.run, *(row.params.get(name) for name in params), row.stage, row.job, row.attempt,
+             row.epoch, row.time, *(row.values.get(name) for name in names)]
+            for row in metrics.rows
+        ),
+    )  # fmt: skip
+
+
+def metrics_markdown(metrics: Metrics) -> str:
+    """The metrics of every epoch."""
+    return _markdown(_epochs(metrics))
+
+
+def metrics_renderables(metrics: Metrics, console: Console) -> Iterator[RenderableType]:
+    """The same for `console`."""
+    sheet = _epochs(metrics)
+    yield Text(printable(sheet.title), style="italic")
+    yield from _fitting(sheet, console)
 
 
 @dataclass(frozen=True)
@@ -121,8 +149,46 @@ def _listing(results: Results) -> _Sheet:
         # The stage tells apart what the rows themselves do not.
         labels.insert(0, _Column("stage", [record.stage for record in records]))
     if len(results.runs) > 1:
-        labels.insert(0, _Column("run", [record.run for record in records]))
+        params = [
+            _Column(name, [_plain(record.params.get(name)) for record in records])
+            for name in _params(results)
+        ]
+        labels = [_Column("run", [record.run for record in records]), *params, *labels]
     return _Sheet(f"{results.names}: results", labels, figures)
+
+
+def _epochs(metrics: Metrics) -> _Sheet:
+    rows = metrics.rows
+    labels = [_Column("stage", [row.stage for row in rows])]
+    attempts = {(row.run, row.stage, row.attempt): row.job for row in rows}
+    if any(row.job != attempts[row.run, row.stage, row.attempt] for row in rows):
+        labels.append(_Column("job", [row.job for row in rows]))
+    labels.append(_Column("epoch", [str(row.epoch) for row in rows]))
+    if len(metrics.runs) > 1:
+        params = [
+            _Column(name, [_plain(row.params.get(name)) for row in rows]) for name in metrics.params
+        ]
+        labels = [_Column("run", [row.run for row in rows]), *params, *labels]
+    figures = [
+        [_Column(name, [_plain(row.values.get(name)) for row in rows])] for name in metrics.columns
+    ]
+    return _Sheet(f"{metrics.names}: metrics", labels, figures)
+
+
+def _params(results: Results) -> list[str]:
+    """The parameters that tell the runs apart and that the rows do not hold themselves."""
+    held = {key for record in results.records for key in record.values}
+    return [name for name in differing(results.runs) if name not in held]
+
+
+def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(map(printable, head))
+    for row in rows:
+        cells = (yaml_text.text(cell) for cell in row)
+        writer.writerow("" if cell is None else printable(str(cell)) for cell in cells)
+    return stream.getvalue()
 
 
 def _columns(records: Iterable[Record]) -> list[str]:
@@ -135,6 +201,12 @@ def _columns(records: Iterable[Record]) -> list[str]:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{100 * value:.1f} %" if 0 <= value <= 1 else f"{value:.4g}"
+    return "" if value is None else str(yaml_text.text(value))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
     return "" if value is None else str(yaml_text.text(value))
 
 

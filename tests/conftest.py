@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.postgres import Postgres
 
 Condorctl = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -20,7 +22,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "jobs").mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CONDORCTL_LEDGER", str(tmp_path / "ledger.sqlite"))
+    monkeypatch.delenv("CONDORCTL_DB", raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, started when the first test asks for it: half a second."""
+    server = Postgres()
+    yield server
+    server.remove()
 
 
 @pytest.fixture

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import sys
 
-from condorctl.cli import files, look, pools, runs  # each adds its commands
+from condorctl.cli import (  # each adds its commands
+    files,
+    look,
+    messages,
+    pools,
+    runs,
+    serve,
+    specs,
+    why,
+)
 from condorctl.cli.app import app
 from condorctl.errors import UserError
 
-__all__ = ["app", "files", "look", "main", "pools", "runs"]
+__all__ = ["app", "files", "look", "main", "messages", "pools", "runs", "serve", "specs", "why"]
 
 
 def main() -> None:

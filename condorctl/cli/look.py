@@ -8,13 +8,16 @@ from typing import Annotated
 import typer
 
 from condorctl import api, terminal
-from condorctl.cli.app import Json, RunName, app
+from condorctl.cli.app import Json, RunName, RunNames, app
 from condorctl.errors import UserError
+
+# How many runs `status --all` shows unless it is told otherwise.
+_RUNS = 20
 
 
 @app.command()
 def follow(run: RunName = None, as_json: Json = False) -> None:
-    """Show a run's progress until it ends.
+    """Show a run's progress until it ends: on a screen, or line by line without a terminal.
 
     Exits with 1 when the run failed or is stuck.
     """
@@ -30,9 +33,9 @@ def watch(run: str | None, as_json: bool) -> None:
     run = api.describe(ledger, run)["run"]
     try:
         view = following.follow(ledger, run, terminal.console(), quiet=as_json)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, following.Left) as left:
         terminal.complain([f"{run} goes on; `condorctl follow {run}` shows it again"])
-        raise
+        raise typer.Exit(130) from left
     if as_json:
         terminal.print_json(view)
     terminal.complain(statuses.troubles(view))
@@ -41,29 +44,120 @@ def watch(run: str | None, as_json: bool) -> None:
 
 
 @app.command()
-def status(run: RunName = None, as_json: Json = False) -> None:
-    """Show the stages of a run: state, job, progress, checkpoint; works after the run, too."""
+def status(
+    run: RunName = None,
+    live: Annotated[
+        bool, typer.Option("--watch", help="One screen, drawn anew every second; q leaves.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every run in the ledger.")] = False,
+    users: Annotated[
+        bool, typer.Option("--users", help="What is in the schedd's queue now, of all users.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="With --all: so many runs; else 20.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the stages of a run: state, job, progress, checkpoint; works after the run, too.
+
+    Where the schedd does not answer it is the last known state, and its age is told.
+    """
+    from condorctl import listings, screen
     from condorctl import status as statuses
 
-    view = api.status(run)
+    _one_of(live=live, all=every, users=users)
+    if live:
+        _watch(run, as_json)
+        return
+    if run and (every or users):
+        raise UserError(f"--{'all' if every else 'users'} goes without a RUN")
+    if limit and not every:
+        raise UserError("--limit goes with --all")
+    found = api.status(run, every, users, limit if as_json else limit or _RUNS)
     if as_json:
-        terminal.print_json(view)
+        terminal.print_json(found)
         return
     console = terminal.console()
-    console.print(statuses.table(view, console))
-    note = view["note"]
-    terminal.complain([*statuses.troubles(view), *([f"last known state: {note}"] if note else [])])
+    if users:
+        if found["work"]:
+            console.print(listings.work(found))
+        else:
+            terminal.complain([f"nothing is in the queue of {found['schedd']}"])
+        return
+    if every:
+        console.print(listings.runs(found))
+        if found["total"] > len(found["runs"]):
+            terminal.complain(
+                [f"{len(found['runs'])} of {found['total']} runs: --limit shows more"]
+            )
+        terminal.complain([f"?: last known state: {found['note']}"] if found["note"] else [])
+        return
+    console.print(screen.table(found, console))
+    terminal.complain(statuses.troubles(found))
+    if found["unreachable"]:
+        age = found["age_s"]
+        when = "no schedd has told" if age is None else f"as of {statuses.age(age)} ago"
+        terminal.complain([f"last known state, {when}: {found['note']}"])
+    elif found["note"]:
+        terminal.complain([found["note"]])
+
+
+def _watch(run: str | None, as_json: bool) -> None:
+    import sys
+
+    from condorctl import follow as following
+    from condorctl import screen
+    from condorctl import status as statuses
+
+    if as_json or not sys.stdout.isatty():
+        raise UserError("--watch needs a terminal: `condorctl follow` tells each change in a line")
+    ledger = api.open_ledger()
+    run = api.describe(ledger, run)["run"]
+    console = terminal.console()
+    try:
+        view = following.watch(ledger, run, console)
+    except (KeyboardInterrupt, following.Left):
+        terminal.complain([f"{run} goes on"])
+        return
+    console.print(screen.table(view, console))
+    terminal.complain(statuses.troubles(view))
+
+
+@app.command()
+def cost(
+    runs: RunNames = None,
+    every: Annotated[bool, typer.Option("--all", help="Every run in the ledger.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what runs took: CPU- and GPU-hours, useful, repeated after evictions, wasted.
+
+    Hours are those of the cores and GPUs that HTCondor kept for the jobs, used or not. Repeated is
+    what an eviction undid; wasted is what ended in a failure, a removal or a hold.
+    """
+    from condorctl import listings
+
+    if runs and every:
+        raise UserError("--all goes without a RUN")
+    found = api.cost(runs or [], every)
+    if as_json:
+        terminal.print_json(found)
+        return
+    console = terminal.console()
+    for part in listings.costs(found):
+        console.print(part)
+    terminal.complain([f"last known state: {found['note']}"] if found["note"] else [])
 
 
 @app.command()
 def results(
-    runs: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN", help="Runs; else the latest.")
-    ] = None,
+    runs: RunNames = None,
     every: Annotated[bool, typer.Option("--all", help="All rows below the tables.")] = False,
     as_json: Json = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="The metrics of every epoch, of running jobs, too.")
+    ] = False,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="DIR", help="Write a JSON file a result.")
     ] = None,
@@ -76,8 +170,11 @@ def results(
     from condorctl import results as rows
     from condorctl import tables
 
-    if as_json + as_markdown + as_csv > 1:
-        raise UserError("--json, --markdown and --csv: name one of them")
+    _one_of(json=as_json, markdown=as_markdown, csv=as_csv)
+    if metrics:
+        _one_of(metrics=metrics, save=save, **{"from": source})
+        _metrics(runs or [], as_json, as_markdown, as_csv)
+        return
     found = rows.load(api.open_ledger, runs or [], source)
     if not found.records and (save or as_csv or not (as_json or found.tables)):
         where = source or f"{found.names}: `condorctl status` shows what is done"
@@ -93,3 +190,28 @@ def results(
         console = terminal.console()
         for part in tables.renderables(found, every, console):
             console.print(part)
+
+
+def _metrics(runs: list[str], as_json: bool, as_markdown: bool, as_csv: bool) -> None:
+    from condorctl import metrics, tables
+
+    found = metrics.load(api.open_ledger(), runs)
+    if not (found.rows or as_json):
+        raise UserError(f"no metrics yet in {found.names}: `condorctl status` shows what runs", 1)
+    if as_json:
+        terminal.print_json(metrics.as_json(found))
+    elif as_csv:
+        print(tables.metrics_csv(found), end="")
+    elif as_markdown:
+        print(tables.metrics_markdown(found), end="")
+    else:
+        console = terminal.console()
+        for part in tables.metrics_renderables(found, console):
+            console.print(part)
+
+
+def _one_of(**options: object) -> None:
+    """Raises UserError when more than one of the options is given."""
+    given = [f"--{name}" for name, value in options.items() if value]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: name one of them")

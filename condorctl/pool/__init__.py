@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from condorctl.errors import UserError
-from condorctl.pool import identity
+from condorctl.pool import elsewhere, identity
 from condorctl.pool.personal import PersonalPool
 
 if TYPE_CHECKING:
@@ -87,8 +87,13 @@ def activate() -> Pool:
     a few milliseconds and asks no daemon. Raises UserError when there is no HTCondor.
     """
     pool = find()
+    if pool is None and elsewhere.collector():
+        # The bindings alone reach a schedd; what needs HTCondor's tools says so.
+        pool = Pool("environment", "ONLY_ENV")
+        os.environ["CONDOR_CONFIG"] = pool.config
     if pool is None:
         raise UserError("no HTCondor answers: run `condorctl pool up`, or set CONDOR_CONFIG")
+    os.environ.update(elsewhere.settings())
     master = PersonalPool().master() if pool.where == "personal" else None
     if master:
         identity.leave_root()

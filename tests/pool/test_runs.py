@@ -357,7 +357,7 @@ def test_without_a_pool_nothing_is_written(
 
 def test_unknown_jobs_and_runs_are_one_line(pool: Path, condorctl: Condorctl) -> None:
     assert "no job 99999.0" in one_error_line(condorctl("fetch", "99999.0"))
-    assert "is no job id" in one_error_line(condorctl("fetch", "train"))
+    assert "no run in the ledger" in one_error_line(condorctl("fetch", "train"))
     assert "no run 'x' in the ledger" in one_error_line(condorctl("status", "x"))
     assert "no run 'x' in the ledger" in one_error_line(condorctl("results", "x"))
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import getpass
 import json
-import sqlite3
 import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import select
 
-from condorctl import events, find, paths, status
+from condorctl import events, find, paths, screen, status
 from condorctl.errors import UserError
 from condorctl.ledger import Job, Ledger, Metric, Result, Run, Stage
 
@@ -220,13 +220,13 @@ def test_a_run_or_a_ledger_that_is_not_there_is_one_line(ledger: Ledger, project
         Ledger(project / "file")
     with pytest.raises(UserError, match="CONDORCTL_LEDGER"):
         Ledger(project / "file" / "below")
-    with sqlite3.connect(ledger.path) as database:
-        database.execute("PRAGMA user_version = 99")
+    with ledger.session() as session:
+        session.execute(sa.text("UPDATE alembic_version SET version_num = '99'"))
     with pytest.raises(UserError, match="its layout is 99"):
-        Ledger(ledger.path)
+        Ledger(paths.ledger())
 
 
 def test_what_a_job_says_cannot_drive_the_terminal() -> None:
     stage = {"epoch": 1, "epochs": 2, "metrics": {"\x1b[2Jloss": 0.5}}
-    assert status.progress_text(stage) == "epoch 1/2 \N{REPLACEMENT CHARACTER}[2Jloss=0.5"
+    assert screen.progress_text(stage) == "epoch 1/2 \N{REPLACEMENT CHARACTER}[2Jloss=0.5"
     assert str(UserError("has no \x1b]0;x\x07")) == "has no \ufffd]0;x\ufffd"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condorctl import results, tables
+from condorctl import paths, results, tables
 from condorctl.errors import UserError
 from condorctl.ledger import Job, Ledger, Result, Run, Stage
 from condorctl.results import Results
@@ -50,7 +50,7 @@ def add_run(ledger: Ledger, name: str, rows: dict[str, list[list[dict[str, Any]]
 
 @pytest.fixture
 def ledger(project: Path) -> Ledger:
-    ledger = Ledger(Path(os.environ["CONDORCTL_LEDGER"]))
+    ledger = Ledger(paths.ledger())
     add_run(ledger, "p-1", {"z": [OURS[:1]], "a": [OURS[1:2], OURS[1:]]})
     return ledger
 

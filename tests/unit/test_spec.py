@@ -170,7 +170,7 @@ def test_a_table_is_declared_with_its_reference_figures(project: Path) -> None:
             "{Clean Acc: 76", "{Clen Acc: 76",
             "p.yaml:11: tables.0.rows.0.reference.Clen Acc: is no column; did you mean 'Clean Acc'",
         ),
-        ("76.66", "7666", "p.yaml:11: tables.0.rows.0.reference.Clean Acc: Input should be less"),
+        ("76.66", "7666", "p.yaml:11: tables.0.rows.0.reference.Clean Acc: must be less"),
         ("    reference: study\n", "", "p.yaml:5: tables.0: has reference figures: name their"),
         ('{model: ours, ratio: "{{ ratio }}"}', "{}", "p.yaml:10: tables.0.rows.0.match"),
         ("model: ours", "model: [ours]", "p.yaml:10: tables.0.rows.0.match.model"),
@@ -235,14 +235,33 @@ WRONG = {
     ),
     "template code": ("stages: {a: {command: ['{{ \"\".__class__ }}']}}", "stages.a.command.0"),
     "line break": ('stages: {a: {command: ["x\\nqueue 9"]}}', "holds a line break"),
-    "macro": ("stages: {a: {command: ['$(HOME)']}}", "holds '$(…)'"),
-    "function macro": ("stages: {a: {command: ['$ENV(HOME)']}}", "holds '$ENV(…)'"),
+    "macro": ("stages: {a: {command: [x], submit: {+A: '$(HOME)'}}}", "holds '$'"),
+    "surrogate": ('stages: {a: {command: ["\\ud800"]}}', "is not UTF-8 text"),
     "variable name": (
         "stages: {a: {command: [x], environment: {'A B': 1}}}",
         "p.yaml:1: stages.a.environment.A B",
     ),
     "negative": ("stages: {a: {command: [x], request_cpus: 0}}", "stages.a.request_cpus"),
-    "memory unit": ("stages: {a: {command: [x], request_memory: '2000'}}", "request_memory"),
+    "memory unit": (
+        "stages: {a: {command: [x], request_memory: 2000}}",
+        "p.yaml:1: stages.a.request_memory: must have its unit, such as 512 MB or 4 GB, not 2000",
+    ),
+    "memory limit": (
+        "stages: {a: {command: [x], request_memory: 2 GB, max_memory: 2048 MB}}",
+        "p.yaml:1: stages.a.max_memory: must be more than request_memory, which is 2 GB",
+    ),
+    "exit code": (
+        "stages: {a: {command: [x], final_exit_codes: [0]}}",
+        "stages.a.final_exit_codes",
+    ),
+    "requirements": (
+        "stages: {a: {command: [x], requirements: 'A >'}}",
+        "p.yaml:1: stages.a.requirements: 'A >' is no ClassAd expression",
+    ),
+    "own command": (
+        "stages: {a: {command: [x], submit: {log: x}}}",
+        "p.yaml:1: stages.a.submit.log: is a stage's own: use the spec's key for it",
+    ),
     "bad name": ("stages: {'a.b': {command: [x]}}", "is no name for a stage"),
     "reserved name": ("stages: {ALL_NODES: {command: [x]}}", "is no name for a stage"),
     "list in text": (
@@ -313,7 +332,7 @@ stages: {s: {command: [x]}}
         ("seeds", "[1", "must be a list such as [0, 1]"),
         ("rate", "nan", "--set rate: must be a finite number"),
         ("word", "a\nb", "--set word: holds a line break"),
-        ("word", "$(X)", "--set word: holds '$(…)'"),
+        ("word", "a\udcff", "--set word: is not UTF-8 text"),
     ],
 )
 def test_a_wrong_setting_is_named(project: Path, key: str, value: str, expected: str) -> None:

@@ -1,0 +1,245 @@
+"""What DAGMan itself knows of a DAG that somebody else wrote: its nodes, and what came of them.
+
+There is no parser of DAG files here. DAGMan reads a copy of the DAG, writes the graph that it has
+understood, splices and all, and exits without running anything (``-Dot``). Its verdict on nodes
+stands in the rescue file and the metrics file that it leaves when it ends (HTCondor manual,
+"Resubmitting a Failed DAG", "DAGMan Metrics").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from condorctl import cluster
+from condorctl.errors import UserError
+
+_TIMEOUT_S = 120
+# DAGMan puts these between many parents and many children; they run nothing.
+_JOIN = "_condor_join_node"
+
+_NODE = re.compile(r'^    "(?P<name>.+)" \[shape=\w+ label=".* \((?P<state>\w+)\)".*\];$')
+_ARC = re.compile(r'^    "(?P<parent>.+)" -> "(?P<child>.+)";$')
+_RETRY = re.compile(
+    rb"(?im)^[ \t]*RETRY[ \t]+(?P<node>\S+)[ \t]+(?P<count>\d{1,6})"
+    rb"(?:[ \t]+UNLESS-EXIT[ \t]+(?P<final>\d{1,3}))?"
+)
+_ALL_NODES = "ALL_NODES"
+# What DAGMan says where it stops; each line starts with date and time.
+_SAID = re.compile(r"^\d\d/\d\d/\d\d \d\d:\d\d:\d\d (?P<text>.*)$", re.MULTILINE)
+_ERROR = re.compile(r"ERROR|Processing error|Failed to parse|Warning is fatal", re.IGNORECASE)
+# It has no schedd to talk to here, which is as it should be.
+_NO_ERROR = re.compile(r"Queue manager not initialized|security session|condor_rm|Failed to parse ")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A DAG's nodes in its own order, and the nodes that each waits for."""
+
+    needs: dict[str, list[str]]
+    # Nodes that are done before anything runs: marked so in the DAG, or by a rescue file.
+    done: frozenset[str]
+    # Retries of a node, and the exit code that no retry mends, where the DAG's own file sets them.
+    retries: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+
+
+def graph(
+    dags: Sequence[str], folder: Path, rescue: Path | None = None, in_place: bool = False
+) -> Graph:
+    """The graph that DAGMan makes of the files `dags`, read from `folder` as it would.
+
+    `rescue` tells what is done already; `in_place` is DAGMan's ``-UseDagDir``. Changes no file.
+    Raises UserError with DAGMan's own words when it cannot read them.
+    """
+    files = [folder / dag for dag in dags]
+    cluster.prepare()
+    with tempfile.TemporaryDirectory(prefix="dag-") as temporary:
+        place = Path(temporary)
+        copies = _copies(files, rescue, place)
+        where = files[0].parent if in_place and len(files) == 1 else folder
+        _run(copies, where, place)
+        try:
+            text = (place / "graph.dot").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            raise UserError(f"{files[0].name}: {_why(place / 'log')}") from None
+    needs, done = _parse(text)
+    retries: dict[str, tuple[int, int | None]] = {}
+    for match in _RETRY.finditer(files[0].read_bytes()) if len(files) == 1 else ():
+        final = int(match["final"]) if match["final"] else None
+        name = match["node"].decode("utf-8", "replace")
+        for node in needs if name.upper() == _ALL_NODES else [name]:
+            retries[node] = (int(match["count"]), final)
+    return Graph(needs, frozenset(done), retries)
+
+
+def _copies(files: Sequence[Path], rescue: Path | None, place: Path) -> list[Path]:
+    copies = []
+    for number, file in enumerate(files):
+        try:
+            text = file.read_bytes()
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror}") from None
+        if number == 0:
+            # Of several the first one counts: the user's own is not to be written to.
+            text = f"JOBSTATE_LOG {place}/jobstate\n".encode() + text
+        if number == len(files) - 1:
+            if rescue and len(files) == 1:
+                text += b"\n" + rescue.read_bytes()
+            # And of these the last one.
+            text += f"\nDOT {place}/graph.dot OVERWRITE\n".encode()
+        copies.append(place / f"{number}.dag")
+        copies[-1].write_bytes(text)
+    return copies
+
+
+def _run(copies: Sequence[Path], folder: Path, place: Path) -> None:
+    command = ["condor_dagman", "-f", "-t", "-l", str(place), "-Lockfile", str(place / "lock")]
+    for copy in copies:
+        command += ["-Dag", str(copy)]
+    command += ["-Dot", "-AutoRescue", "0", "-Suppress_notification"]
+    command += ["-CsdVersion", cluster.version()]
+    environment = {
+        **os.environ,
+        "_CONDOR_DAGMAN_LOG": str(place / "log"),
+        "_CONDOR_MAX_DAGMAN_LOG": "0",
+        "_CONDOR_DAGMAN_USE_STRICT": "0",
+        # What it cannot read it would try to remove from the queue.
+        "_CONDOR_DAGMAN_CONDOR_RM_EXE": "/bin/true",
+    }
+    try:
+        subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, timeout=_TIMEOUT_S
+        )
+    except FileNotFoundError:
+        raise UserError("condor_dagman is not on this machine: no DAG can be read here") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"DAGMan has not read the DAG in {_TIMEOUT_S} s") from None
+
+
+def _parse(text: str) -> tuple[dict[str, list[str]], set[str]]:
+    needs: dict[str, list[str]] = {}
+    done = set()
+    for line in text.splitlines():
+        if match := _NODE.match(line):
+            needs[match["name"]] = []
+            if match["state"] == "Done":
+                done.add(match["name"])
+        elif (match := _ARC.match(line)) and match["child"] in needs:
+            needs[match["child"]].append(match["parent"])
+    joins = {name for name in needs if name.rpartition("+")[2].startswith(_JOIN)}
+    real = {
+        name: [one for need in needs[name] for one in (needs[need] if need in joins else [need])]
+        for name in needs
+        if name not in joins
+    }
+    return {name: list(dict.fromkeys(found)) for name, found in real.items()}, done - joins
+
+
+def ordered(needs: dict[str, list[str]]) -> list[str]:
+    """The nodes, each after those it waits for, otherwise in their own order."""
+    found: dict[str, None] = {}
+    for first in needs:
+        # A DAG may be deeper than Python's stack.
+        stack = [first]
+        while stack:
+            name = stack[-1]
+            waiting = [need for need in needs[name] if need in needs and need not in found]
+            if name in found or not waiting:
+                found[name] = None
+                stack.pop()
+            else:
+                stack.extend(reversed(waiting))
+    return list(found)
+
+
+def _why(log: Path) -> str:
+    """What DAGMan said when it gave up."""
+    with suppress(OSError):
+        text = log.read_text(encoding="utf-8", errors="replace")
+        said = [match["text"] for match in _SAID.finditer(text)]
+        told = [line for line in said if _ERROR.search(line) and not _NO_ERROR.search(line)]
+        if told:
+            words = "; ".join(told)
+            # It calls the DAG by the name of our copy.
+            return f"DAGMan cannot read it: {re.sub(r'/[^ ]*/[0-9]+[.]dag', 'the DAG', words)}"
+    return "DAGMan cannot read it, and does not say why"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What DAGMan says of its nodes now that it has ended."""
+
+    # Every node that counts has succeeded; of those it does not say more.
+    all_done: bool
+    done: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+
+
+def verdict(dag: Path, begun: float) -> Verdict:
+    """What DAGMan has left to say in the files of `dag`, of its run that began at `begun`.
+
+    An exit code of 0 alone says little: with ABORT-DAG-ON … RETURN 0, or after a FINAL node that
+    has succeeded, nodes have failed or have never run.
+    """
+    metrics = _metrics(Path(f"{dag}.metrics"), begun)
+    kinds = ("nodes", "dag_nodes")
+    if (
+        metrics
+        and metrics.get("exitcode") == 0
+        and metrics.get("DagStatus", 0) == 0
+        and all(metrics.get(kind) == metrics.get(f"{kind}_succeeded") for kind in kinds)
+    ):
+        return Verdict(True)
+    rescues = [file for file in rescue_files(dag) if file.stat().st_mtime >= begun - 1]
+    if not rescues:
+        return Verdict(False)
+    done, failed, listing = set(), set(), False
+    for line in rescues[-1].read_text(encoding="utf-8", errors="replace").splitlines():
+        if listing:
+            names = line.lstrip("# ").rstrip().split(",")
+            failed.update(name for name in names if name and name != "<ENDLIST>")
+            listing = "<ENDLIST>" not in names
+        elif line.startswith("# Nodes that failed:"):
+            listing = line.rpartition(":")[2].strip() != "0"
+        elif line.startswith("DONE "):
+            done.add(line.split()[1])
+    return Verdict(False, frozenset(done), frozenset(failed))
+
+
+def rescue_files(dag: Path) -> list[Path]:
+    """The DAG's rescue files, the one that DAGMan takes last."""
+    name = re.compile(re.escape(dag.name) + r"\.rescue\d{3}")
+    try:
+        return sorted(path for path in dag.parent.iterdir() if name.fullmatch(path.name))
+    except OSError:
+        return []
+
+
+def _metrics(file: Path, begun: float) -> dict[str, object]:
+    with suppress(OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and float(found.get("end_time", 0)) >= begun - 1:
+            return found
+    return {}
+
+
+def dag_files(arguments: str) -> list[str]:
+    """The DAG files in the arguments of a DAGMan job, as its ad has them."""
+    words = [
+        re.sub(r"'((?:[^']|'')*)'", lambda quoted: quoted[1].replace("''", "'"), word)
+        for word in re.findall(r"(?:'(?:[^']|'')*'|[^\s'])+", arguments)
+    ]
+    flags = [word.lower() for word in words]
+    return [words[at + 1] for at, flag in enumerate(flags[:-1]) if flag == "-dag"]
+
+
+def uses_dag_dir(arguments: str) -> bool:
+    """Whether it works in the folders of its DAG files."""
+    return bool(re.search(r"(?i)(?:^|\s)-usedagdir(?:\s|$)", arguments))

@@ -1,0 +1,261 @@
+"""What holds a ledger: a file of one's own (SQLite), or a server that a group shares (PostgreSQL).
+
+Both promise the same: transactions come one after the other, so what is read in one stays true
+until it ends. Two who submit at once get two names.
+
+The layout's version stands in a table of one row, the one that Alembic keeps its revision in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
+
+from condorctl.errors import UserError
+
+# Seconds. Waiting for a server's first answer, and for others' transactions.
+_CONNECT_S = 10
+_BUSY_S = 60
+# Whoever stops in the middle of a transaction (Ctrl-Z, a suspended laptop) loses it after that
+# long: nobody else gets at the ledger meanwhile.
+_ABANDONED_S = 120
+
+# Advisory locks are one name space for all of a database's users; a schema may hold a ledger each.
+_LOCK = "pg_advisory_xact_lock(hashtextextended('condorctl ledger ' || current_schema(), 0))"
+_POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
+_WHERE = "CONDORCTL_DB"
+_version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32)))
+
+
+class Text(sa.TypeDecorator[str]):
+    """Text as a job wrote it, but for NUL, which PostgreSQL stores in no text."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if value else value
+
+
+class Whole(sa.TypeDecorator[int]):
+    """A whole number of 64 bits; a larger one, which only a mistake can be, becomes the largest."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        # SQLite counts up by itself only in a column that is called INTEGER; it holds 64 bits.
+        return sa.Integer() if dialect.name == "sqlite" else sa.BigInteger()
+
+    def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> int | None:
+        return None if value is None else max(-(1 << 63), min(value, (1 << 63) - 1))
+
+
+class Inode(sa.TypeDecorator[int]):
+    """A number of 64 bits without a sign, as some network file systems number their files."""
+
+    impl = Whole
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> int | None:
+        return value if value is None or value < 1 << 63 else value - (1 << 64)
+
+    def process_result_value(self, value: int | None, dialect: sa.Dialect) -> int | None:
+        return value if value is None or value >= 0 else value + (1 << 64)
+
+
+class Database:
+    """The database at `where`: a file, or a URL as CONDORCTL_DB has it."""
+
+    def __init__(self, where: Path | str) -> None:
+        url = (
+            _url(where) if isinstance(where, str) else sa.URL.create("sqlite", database=str(where))
+        )
+        # What is said about the ledger: never a password, nor the options where one may stand.
+        self.name = url.database or ""
+        self._secrets = [url.password] if url.password else []
+        if url.drivername == "sqlite":
+            self.engine = _sqlite(url)
+        else:
+            self._secrets += [str(v) for k, v in url.query.items() if "password" in k]
+            user, port = (url.username or ""), f":{url.port}" if url.port else ""
+            self.name = f"{user}{user and '@'}{url.host or 'localhost'}{port}/{self.name}"
+            self.engine = _postgres(url)
+
+    @contextmanager
+    def readable(self) -> Iterator[None]:
+        """What goes wrong in the database, as one line."""
+        try:
+            yield
+        except DBAPIError as error:
+            words, code = self._explain(error)
+            for secret in self._secrets:
+                words = words.replace(secret, "***")
+            raise UserError(f"ledger {self.name}: {words}", code) from None
+        except (StatementError, UnicodeEncodeError) as error:
+            # A file name that is not UTF-8, most likely.
+            cause = error.orig if isinstance(error, StatementError) else error
+            raise UserError(f"ledger {self.name}: cannot keep this: {cause}") from None
+
+    def prepare(self, tables: sa.MetaData, layout: int) -> None:
+        """Create `tables` where there are none; refuse tables of another layout than `layout`."""
+        with self.readable(), self.engine.begin() as connection:
+            found = _layout(connection, tables)
+            if found is None:
+                tables.create_all(connection)
+                _version.create(connection)
+                connection.execute(_version.insert().values(version_num=str(layout)))
+            elif found != str(layout):
+                mend = f"set {_WHERE}" if self.shared else "move it away, or set CONDORCTL_LEDGER"
+                known = f"this condorctl knows {layout}"
+                raise UserError(f"ledger {self.name}: its layout is {found}, {known}: {mend}")
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is a server's, so that others may write in it and from other machines."""
+        return self.engine.dialect.name != "sqlite"
+
+    def _explain(self, error: DBAPIError) -> tuple[str, int]:
+        """What the database said, in one line, and the exit code."""
+        words = str(error.orig).strip()
+        if not self.shared:
+            return words, 2
+        state = getattr(error.orig, "sqlstate", None)
+        if state == "55P03":
+            return f"busy: others have been writing in it for {_BUSY_S} s; try again", 3
+        if state is None:  # the server itself said nothing
+            return f"its server does not answer: {words.splitlines()[0]}: correct {_WHERE}", 3
+        if state == "42501":
+            return f"{words.splitlines()[0]}: have its owner grant you the ledger's tables", 2
+        return words, 2
+
+
+def _url(text: str) -> sa.URL:
+    """The URL, checked. Nothing of it may be said where a password may have slipped out of place.
+
+    Raises UserError.
+    """
+    like = "postgresql://user@host:5432/database, or sqlite:///path"
+    try:
+        url = sa.make_url(text)
+    except (ArgumentError, ValueError):
+        raise UserError(f"{_WHERE} is no URL of a database: write it like {like}") from None
+    if url.drivername == "sqlite":
+        if not url.database or url.database == ":memory:":
+            raise UserError(f"{_WHERE}: sqlite:///path names the ledger's file")
+        file = Path(url.database).expanduser().absolute()
+        return sa.URL.create("sqlite", database=str(file))
+    if url.drivername not in _POSTGRES:
+        raise UserError(f"{_WHERE}: a ledger is in PostgreSQL or in SQLite: write it like {like}")
+    if "@" in (url.host or "") or set("@:/") & set(url.database or ""):
+        raise UserError(f"{_WHERE}: in a password write %40 for @, %3A for :, %2F for /")
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _sqlite(url: sa.URL) -> sa.Engine:
+    path = Path(url.database or "")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Parameters and paths are the user's own business on a shared submit machine.
+        path.touch(mode=0o600)
+    except OSError as error:
+        raise UserError(f"ledger {path}: {error.strerror}; set CONDORCTL_LEDGER") from None
+    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S}, json_serializer=_json)
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        # The driver's own idea of when a transaction starts is too late for `begin`.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgres(url: sa.URL) -> sa.Engine:
+    try:
+        engine = sa.create_engine(
+            url,
+            connect_args={
+                "connect_timeout": _CONNECT_S,
+                "client_encoding": "utf8",
+                "application_name": "condorctl",
+                # Behind a connection pooler the next statement may be another server's.
+                "prepare_threshold": None,
+                # A server that is gone without a word is noticed within half a minute.
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 30_000,
+                **url.query,
+            },
+            # A snapshot taken before the lock is had would show what was true before it.
+            isolation_level="READ COMMITTED",
+            json_serializer=_json,
+            pool_pre_ping=True,  # `follow` outlives a server's restart
+        )
+    except ModuleNotFoundError:
+        raise UserError(
+            f"{_WHERE}: PostgreSQL needs psycopg: pip install 'condorctl[postgres]'"
+        ) from None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(
+            f"SET LOCAL lock_timeout = '{_BUSY_S}s';"
+            f"SET LOCAL idle_in_transaction_session_timeout = '{_ABANDONED_S}s';"
+            f"SELECT {_LOCK}"
+        )
+
+    return engine
+
+
+def _layout(connection: sa.Connection, tables: sa.MetaData) -> str | None:
+    """The version of the layout in the database; None where there is none yet.
+
+    Raises UserError for a database that holds another program's tables of the same names.
+    """
+    there = set(sa.inspect(connection).get_table_names())
+    if _version.name in there:
+        return connection.scalar(sa.select(_version.c.version_num)) or "none"
+    if connection.dialect.name == "sqlite":
+        # Where the layouts before the fourth kept it.
+        number = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        if number:
+            return str(number)
+    if taken := sorted(there & set(tables.tables)):
+        raise UserError(
+            f"{_WHERE}: this database has a table {taken[0]!r} of another program: "
+            "give the ledger a database of its own"
+        )
+    return None
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """`value` without the numbers that JSON, and PostgreSQL, does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

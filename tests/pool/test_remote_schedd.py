@@ -1,0 +1,255 @@
+"""A schedd that knows its users by ID tokens alone and shares no folder with them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Condorctl, one_error_line
+from tests.pool.conftest import Status
+
+SMALL = "request_memory: 64 MB, request_disk: 50 MB"
+SPEC = f"""\
+defaults: {{{SMALL}}}
+stages:
+  train:
+    command: [python, work.py, "20"]
+    inputs: [sub/work.py, data/, "odd (1) x"]
+    outputs: [model.pt, metrics.jsonl]
+  test: {{command: [cp, train/model.pt, copy.pt], inputs: [train/model.pt], outputs: [copy.pt]}}
+"""
+
+CONFIG = """
+DAEMON_LIST = $(DAEMON_LIST) SCHEDD2
+SCHEDD2 = $(SCHEDD)
+SCHEDD2_ARGS = -local-name SCHEDD2
+SCHEDD2.SCHEDD_NAME = remote@$(FULL_HOSTNAME)
+SCHEDD2.BIN = {folder}
+SCHEDD2.SPOOL = {folder}/spool
+SCHEDD2.JOB_QUEUE_LOG = {folder}/spool/job_queue.log
+SCHEDD2.HISTORY = {folder}/spool/history
+SCHEDD2.SCHEDD_LOG = {folder}/SchedLog
+SCHEDD2.SCHEDD_ADDRESS_FILE = {folder}/.schedd_address
+SCHEDD2.SCHEDD_DAEMON_AD_FILE = {folder}/spool/.schedd_classad
+SCHEDD2.SEC_DEFAULT_AUTHENTICATION_METHODS = IDTOKENS
+"""
+# On its own machine DAGMan would find the configuration under /etc.
+DAGMAN = """#!/bin/sh
+CONDOR_CONFIG={config} exec {bin}/condor_dagman "$@"
+"""
+
+
+@pytest.fixture
+def remote(
+    pool: Path, condor: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The name of a second schedd, whose tokens are what `token` makes."""
+    folder = pool / "remote"
+    (folder / "spool").mkdir(parents=True, exist_ok=True)
+    dagman = folder / "condor_dagman"
+    binaries = condor("condor_config_val", "BIN").strip()
+    dagman.write_text(DAGMAN.format(config=pool / "condor_config", bin=binaries))
+    dagman.chmod(0o755)
+    local = pool / "condor_config.local"
+    local.write_text(CONFIG.format(folder=folder))
+    monkeypatch.setenv("_CONDOR_SEC_TOKEN_DIRECTORY", str(tmp_path / "tokens"))
+    try:
+        condor("condor_reconfig")
+        name = "remote@" + condor("condor_config_val", "FULL_HOSTNAME").strip()
+        deadline = time.monotonic() + 60
+        while name not in condor("condor_status", "-schedd", "-af", "Name").split():
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        yield name
+    finally:
+        local.unlink()
+        condor("condor_reconfig")
+
+
+@pytest.fixture
+def token(condor: Callable[..., str], tmp_path: Path) -> Callable[..., str]:
+    """Make a token the only one; returns it, as nobody else may see it."""
+
+    def make(identity: str = "", seconds: int = 3600) -> str:
+        domain = condor("condor_config_val", "UID_DOMAIN").strip()
+        owner = condor("condor_config_val", "USERNAME").strip()
+        text = condor(
+            "condor_token_create", "-key", "POOL", "-lifetime", str(seconds),
+            "-identity", f"{identity or owner}@{domain}",
+        ).strip()  # fmt: skip
+        folder = tmp_path / "tokens"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / "one").write_text(text + "\n")
+        (folder / "one").chmod(0o600)
+        return text
+
+    return make
+
+
+@pytest.fixture
+def there(remote: str, condorctl: Condorctl, project: Path) -> Condorctl:
+    """The command line, told to use the remote schedd; a pipeline `test` is there to submit."""
+    (project / "jobs" / "test.yaml").write_text(SPEC)
+    (project / "sub").mkdir()
+    (project / "work.py").rename(project / "sub" / "work.py")
+    (project / "data").mkdir()
+    (project / "data" / "x.csv").write_text("1\n")
+    (project / "odd (1) x").mkdir()
+    (project / "odd (1) x" / "y").write_text("2\n")
+    return lambda *words: condorctl("--schedd", remote, *words)
+
+
+def look(
+    there: Condorctl, name: str, until: Callable[[Status], bool], seconds: float = 90
+) -> Status:
+    deadline = time.monotonic() + seconds
+    while True:
+        view: Status = json.loads(there("status", name, "--json").stdout)
+        view["stages"] = {stage["stage"]: stage for stage in view["stages"]}
+        if until(view):
+            return view
+        assert time.monotonic() < deadline, json.dumps(view, indent=2)
+        time.sleep(1)
+
+
+def test_a_pipeline_runs_on_a_schedd_elsewhere(
+    there: Condorctl, condorctl: Condorctl, token: Callable[..., str], remote: str, pool: Path,
+    project: Path,
+) -> None:  # fmt: skip
+    secret = token()
+    submitted = there("submit", "test", "--json")
+    name = json.loads(submitted.stdout)["run"]
+    # Nothing of what was submitted can be reached from there any more.
+    here = project / "exp" / "runs" / name
+    here.rename(away := project / "away")
+    (project / "sub" / "work.py").unlink()
+    (project / "data" / "x.csv").unlink()
+    deadline = time.monotonic() + 60
+    query = (
+        "pool",
+        "run",
+        "condor_q",
+        "-name",
+        remote,
+        "-const",
+        "JobStatus == 2 && DAGManJobId > 0",
+    )
+    while not (iwd := there(*query, "-af", "Iwd").stdout.strip()):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert Path(iwd).is_relative_to(pool / "remote" / "spool")
+    away.rename(here)
+
+    view = look(there, name, lambda view: (view["stages"]["train"]["epoch"] or 0) >= 3)
+    train = view["stages"]["train"]
+    assert (view["state"], train["state"], train["checkpoint"]["path"]) == (
+        "running", "running", "model.pt",
+    )  # fmt: skip
+    assert view["dag"].startswith(f"{remote}#") and train["id"].startswith(f"{remote}#")
+    fetched = json.loads(there("fetch", train["job"], "--json").stdout)["files"]
+    told = {Path(file["target"]).name: Path(file["target"]).read_text() for file in fetched}
+    assert told[f"{train['job'].split('.')[0]}.out"].startswith("epoch 1\nepoch 2\n")
+    assert "Job executing" in told["events.log"]
+    assert (
+        there("fetch", "train", "model.pt", "x.csv", "odd (1) x", "--to", "running").returncode == 0
+    )
+    assert int(Path("running/model.pt").read_text()) >= 3
+    assert Path("running/x.csv").read_text() == "1\n"
+    assert Path("running/odd (1) x/y").read_text() == "2\n"
+
+    assert there("follow", name).returncode == 0
+    assert (here / "train" / "model.pt").read_text() == (here / "test" / "copy.pt").read_text()
+    # From here on no schedd is needed.
+    view = json.loads(condorctl("status", name, "--json").stdout)
+    assert (view["state"], [s["state"] for s in view["stages"]]) == ("done", ["done", "done"])
+    [row] = json.loads(condorctl("results", name, "--json").stdout)["results"]
+    assert row["clean"] == 0.5
+    assert condorctl("fetch", f"{name}/test", "copy.pt").returncode == 0
+    # What was brought back need not stay there.
+    deadline = time.monotonic() + 60
+    while there("pool", "run", "condor_q", "-allusers", "-af", "ClusterId").stdout.strip():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    # Nobody has written the token down.
+    ledger = project.parent / "ledger.sqlite"
+    found = subprocess.run(
+        ["grep", "-rlF", secret.rpartition(".")[2], str(project), str(ledger)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.stdout == ""
+
+
+def test_a_run_elsewhere_is_cancelled_or_lost(
+    there: Condorctl, condorctl: Condorctl, token: Callable[..., str], remote: str, project: Path
+) -> None:
+    token()
+    first = json.loads(there("submit", "test", "--json").stdout)
+    second = json.loads(there("submit", "test", "--json").stdout)
+    look(there, first["run"], lambda view: view["stages"]["train"]["state"] == "running")
+    note = json.loads(condorctl("status", first["run"], "--json").stdout)
+    assert remote in json.dumps(note["note"])
+    for view, *force in ((first,), (second, "-forcex")):
+        number = view["dag"].partition("#")[2]
+        assert there("pool", "run", "condor_rm", number).returncode == 0
+        if force:
+            there("pool", "run", "condor_rm", *force, number)
+    gone = look(there, first["run"], lambda view: bool(view["finished"]))
+    assert (gone["state"], gone["stages"]["train"]["state"]) == ("removed", "removed")
+    lost = look(there, second["run"], lambda view: bool(view["finished"]))
+    assert lost["state"] == "removed"
+
+
+def test_a_run_elsewhere_goes_on_after_it_failed(
+    there: Condorctl, token: Callable[..., str], remote: str, project: Path, tmp_path: Path
+) -> None:
+    token()
+    mended = tmp_path / "mended"
+    (project / "jobs" / "test.yaml").write_text(
+        f"""
+        defaults: {{{SMALL}}}
+        stages:
+          a: {{command: [sh, -c, "echo a > a.txt"], outputs: [a.txt]}}
+          b:
+            command: [sh, -c, "cp a/a.txt b.txt; test -e '{mended}' || exit 5"]
+            inputs: [a/a.txt]
+            outputs: [b.txt]
+        """
+    )
+    name = json.loads(there("submit", "test", "--json").stdout)["run"]
+    assert there("follow", name).returncode == 1
+    folder = project / "exp" / "runs" / name
+    assert "DONE a" in (folder / "test.dag.rescue001").read_text()
+    assert (folder / "a" / "a.txt").read_text() == "a\n"
+    mended.touch()
+    assert there("resume", name).returncode == 0
+    view = look(there, name, lambda view: bool(view["finished"]))
+    assert (view["state"], view["stages"]["a"]["attempt"], view["stages"]["b"]["attempt"]) == (
+        "done", 1, 2,
+    )  # fmt: skip
+    assert (folder / "b" / "b.txt").read_text() == "a\n"
+
+
+def test_who_is_not_known_there_is_told_what_to_do(
+    there: Condorctl, condorctl: Condorctl, token: Callable[..., str], tmp_path: Path,
+    project: Path,
+) -> None:  # fmt: skip
+    def refusal() -> str:
+        line = one_error_line(there("submit", "test"))
+        assert not list((project / "exp" / "runs").glob("test-*"))
+        return line
+
+    token(seconds=1)
+    time.sleep(2)
+    assert "has expired: `condor_token_request -name remote@" in refusal()
+    secret = token("stranger")
+    line = refusal()
+    assert "not authorised" in line and secret[-20:] not in line
+    other = condorctl("--schedd", "nobody@nowhere", "submit", "test")
+    assert "schedd nobody@nowhere: the pool knows none of this name" in one_error_line(other)
+    other = condorctl("--collector", "127.0.0.1:1", "--schedd", "x", "submit", "test")
+    assert "no collector answers at 127.0.0.1:1" in one_error_line(other)

@@ -1,0 +1,157 @@
+"""Requests that grow, and a site's wishes, on a pool that holds its jobs to what they asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from condorctl import requests
+from tests.conftest import Condorctl
+from tests.pool.conftest import Status
+
+Condor = Callable[..., str]
+
+# 300 MB of each for a few seconds; 128 MB are asked for.
+HOG = """
+import sys, time
+if sys.argv[1] == "memory":
+    held = bytearray(300 << 20)
+    held[::4096] = b"x" * len(held[::4096])
+else:
+    open("big", "wb").write(b"x" * (300 << 20))
+time.sleep(6)
+"""
+SPEC = """
+defaults: {inputs: [hog.py], request_memory: 128 MB, request_disk: 128 MB}
+stages:
+  memory: {command: [python, hog.py, memory], max_memory: 2 GB}
+  disk: {command: [python, hog.py, disk], max_disk: 2 GB}
+  little: {command: [python, hog.py, memory], max_memory: 200 MB}
+"""
+
+
+@pytest.fixture
+def strict(pool: Path, condor: Condor) -> Iterator[None]:
+    """The pool with the policy that most real ones have: what uses too much is stopped."""
+    config = pool / "condor_config"
+    before = config.read_text()
+    config.write_text(
+        f"{before}\nuse POLICY : HOLD_IF_MEMORY_EXCEEDED\nuse POLICY : HOLD_IF_DISK_EXCEEDED\n"
+        "PERIODIC_EXPR_INTERVAL = 3\n"
+    )
+    try:
+        condor("condor_reconfig")
+        # The daemons take it a moment later.
+        time.sleep(2)
+        yield
+    finally:
+        config.write_text(before)
+        condor("condor_reconfig")
+
+
+def test_a_request_grows_to_its_limit_with_this_htcondor_and_with_an_older_one(
+    strict: None, condorctl: Condorctl, condor: Condor, project: Path
+) -> None:
+    (project / "hog.py").write_text(HOG)
+    (project / "jobs" / "hog.yaml").write_text(SPEC)
+    run = json.loads(condorctl("submit", "hog", "--json").stdout)
+    # The other branch of the same submit files, which an HTCondor before 25.10 takes.
+    assert condorctl("render", "hog", "-o", "old").returncode == 0
+    for file in (project / "old").glob("*/stage.sub"):
+        text = file.read_text()
+        assert text.count(requests.RAISES_BY_ITSELF) == 1
+        file.write_text(text.replace(requests.RAISES_BY_ITSELF, "99.0.0"))
+    condor("env", "-C", str(project / "old"), "condor_submit_dag", "hog.dag")
+
+    def logs() -> dict[str, str]:
+        found = {}
+        for folder in (Path(run["folder"]), project / "old"):
+            for stage in ("memory", "disk", "little"):
+                log = folder / stage / "events.log"
+                name = f"{stage} {'old' if folder.name == 'old' else 'new'}"
+                found[name] = log.read_text() if log.exists() else ""
+        return found
+
+    def settled(log: str) -> bool:
+        # Held for good: by HTCondor itself, and not released since.
+        return "\n005 " in log or log.rfind("\n012 ") > log.rfind("\n013 ") > 0
+
+    def over(name: str, log: str) -> bool:
+        return "\n012 " in log if name == "little new" else settled(log)
+
+    deadline = time.monotonic() + 80
+    while not all(over(name, log) for name, log in logs().items()):
+        assert time.monotonic() < deadline, logs()
+        time.sleep(1)
+
+    kinds = {"memory": (r"Memory \(MB\) +:", "102"), "disk": (r"Disk \(KB\) +:", "104")}
+    for name, log in logs().items():
+        kind = "disk" if "disk" in name else "memory"
+        row, subcode = kinds[kind]
+        asked = [int(n) for n in re.findall(rf"{row} +\d+ +(\d+) +\d+ *$", log, re.MULTILINE)]
+        mb = asked if kind == "memory" else [n // 1024 for n in asked]
+        assert f"Code 21 Subcode {subcode}" in log
+        if "little" in name:
+            # At its limit it is held as any other job is.
+            assert (mb[0], mb[-1]) == (128, 200)
+            assert "\n005 " not in log
+        else:
+            assert (mb[0], mb[-1]) == (128, 512)
+            assert "Normal termination (return value 0)" in log
+            assert ("\n012 " in log) == ("old" in name)
+    condor("condor_rm", "-all")
+
+
+SITE = """
+requirements: Cpus > 0 && OpSys == "LINUX"
+submit: {+WantGPUHomeMounted: true, +Project: "it's \\"ours\\"", +Later: "= 1 + 1"}
+defaults: {request_memory: 64 MB, request_disk: 50 MB, environment: {WHERE: the lab}}
+python: [/usr/bin/env, SAID=by the profile, python3]
+"""
+
+
+def test_a_sites_wishes_are_in_the_job_and_the_starter_runs_there(
+    pool: Path, condorctl: Condorctl, condor: Condor, project: Path,
+    wait: Callable[..., Status], tmp_path: Path,
+) -> None:  # fmt: skip
+    assert condorctl("init").returncode == 0
+    (project / "sites").mkdir()
+    (project / "sites" / "lab.yaml").write_text(SITE)
+    (project / "jobs" / "ask.yaml").write_text(
+        """
+        site: lab
+        stages:
+          a:
+            command: [python, -c, 'import os; print(os.environ["WHERE"], os.environ["SAID"])']
+            requirements: Arch == "X86_64"
+            priority: 3
+            submit: {+Mine: 2}
+        """
+    )
+    assert condorctl("lint").returncode == 0
+    first = json.loads(condorctl("submit", "first", "--set", "epochs=20", "--json").stdout)
+    ask = json.loads(condorctl("submit", "ask", "--json").stdout)
+    view = wait(ask["run"], lambda view: bool(view["finished"]))
+    assert view["state"] == "done", view
+    [out] = (Path(ask["folder"]) / "a").glob("*.out")
+    assert out.read_text() == "the lab by the profile\n"
+    assert (Path(ask["folder"]) / "site.yaml").read_text() == SITE
+    job = view["stages"]["a"]["job"]
+    told = condor(
+        "condor_history", job, "-af", "WantGPUHomeMounted", "Project", "Later", "Mine", "JobPrio",
+        "RequestMemory",
+    )  # fmt: skip
+    assert told.strip() == 'true it\'s "ours" 2 2 3 64'
+    wanted = condor("condor_history", job, "-af:r", "Requirements")
+    assert 'OpSys == "LINUX"' in wanted
+    assert 'Arch == "X86_64"' in wanted
+
+    view = wait(first["run"], lambda view: bool(view["finished"]))
+    assert view["state"] == "done", view
+    assert list(view["stages"])[-1] == "best"
+    assert "Accuracy on points" in condorctl("results", first["run"]).stdout

@@ -1,0 +1,50 @@
+"""Requests that may grow: the steps up to the limit, and the units that HTCondor counts in."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from condorctl import requests
+from condorctl.pipeline import Stage, kilobytes
+
+
+def growth(**keys: str) -> str:
+    return requests.lines(None, Stage.model_validate({"name": "s", "command": ["x"], **keys}))[
+        "growth"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [("1K", 1), ("1 KB", 1), ("1.5 MB", 1536), ("4 GB", 4 * 1024**2), ("0.3K", 1), ("2T", 2**31)],
+)
+def test_amounts_are_binary_and_rounded_up(amount: str, expected: int) -> None:
+    assert kilobytes(amount) == expected
+
+
+def test_a_stage_without_limits_says_nothing_of_growth() -> None:
+    assert growth() == ""
+
+
+@given(st.integers(1, 5000), st.integers(1, 500_000))
+def test_each_step_doubles_and_the_limit_is_the_last(asked: int, more: int) -> None:
+    most = asked + more
+    text = growth(request_memory=f"{asked} MB", max_memory=f"{most} MB")
+    steps = [asked, *map(int, re.findall(r"(\d+) MB", text))]
+    assert steps[-1] == most
+    assert all(b == 2 * a for a, b in itertools.pairwise(steps[:-1]))
+    assert steps[-2] < most <= 2 * steps[-2]
+    # The same limit for an HTCondor that knows no such command.
+    assert f" {most} }})\n" in text
+
+
+def test_memory_is_counted_in_mb_and_disk_in_kb() -> None:
+    text = growth(request_memory="1 GB", max_memory="3 GB", request_disk="1 MB", max_disk="1.5 MB")
+    assert "  retry_request_memory = 2048 MB, 3072 MB\n" in text
+    assert "  retry_request_disk = 1536 KB\n" in text
+    assert text.count("HoldReasonSubCode == 102") == text.count("HoldReasonSubCode == 104") == 1
