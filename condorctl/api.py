@@ -133,14 +133,26 @@ def submit(
 ) -> Json:
     """Submit a pipeline as a DAG, to a site by its profile; return the run as `status` does.
 
+    `pipeline` may also be a file of one's own, a DAG or a submit file: it is submitted as
+    HTCondor's own tools do it, and none of the other parameters are for it (`adopt.submit`).
+
     Stages that have not changed since they were done are not run again, unless `force`. With
     `start` (``--from``), names or globs, and `reuse`, a run: these stages and all after them run,
     the others come from that run. Each stage has its `why` beside `reused_from`; `remarks` are
     lines for a human.
     """
+    from condorctl import adopt as adoption
     from condorctl import submit as submission
     from condorctl.reuse import Wish
 
+    if file := adoption.foreign_file(pipeline):
+        if set or site or start or reuse or force:
+            raise UserError(
+                f"{pipeline}: --set, --site, --from, --reuse and --force are for pipelines; "
+                "HTCondor submits this file as it is"
+            )
+        ledger = open_ledger()
+        return {**describe(ledger, adoption.submit(ledger, file)), "remarks": []}
     if force and (start or reuse):
         raise UserError("--force runs every stage: leave out --from and --reuse")
     ledger = open_ledger()
@@ -150,6 +162,18 @@ def submit(
     for stage in view["stages"]:
         stage["why"] = done.why[stage["stage"]]
     return {**view, "remarks": done.remarks}
+
+
+def adopt(what: str, name: str | None = None) -> Json:
+    """Enter HTCondor work of one's own that exists into the ledger; return the run as `status`.
+
+    `what` is a cluster, queued or in the history (of a DAGMan job: the whole DAG), a job, or the
+    file of a DAG that has run here. `name` is that of the run, else one is made.
+    """
+    from condorctl import adopt as adoption
+
+    ledger = open_ledger()
+    return describe(ledger, adoption.adopt(ledger, what, name))
 
 
 # --- runs that go on, and end ---
@@ -378,14 +402,52 @@ def fetch(
     job: str,
     path: Sequence[str] = (),
     to: Path | None = None,
+    follow: bool = False,
+    timeout: float | None = None,
     progress: Progress = silent,
 ) -> Json:
-    """Bring files back from a job: its output, errors and event log, or the paths you name."""
+    """Bring files back from a job: its output, errors and event log, or the paths you name.
+
+    Of a run, what its finished stages have written. Returns `files` (`remote.fetch`), `remarks` on
+    what a human should know of them, and `problems` where several jobs were meant and not all had
+    what was wanted.
+    """
     from condorctl import events, remote
 
     ledger = open_ledger()
     events.sync(ledger)
-    return {"job": job, "files": remote.fetch(ledger, job, path, to, progress)}
+    brought = remote.fetch(ledger, job, path, to, progress, timeout, follow)
+    return {"job": job, **dataclasses.asdict(brought)}
+
+
+def logs(job: str, err: bool = False, events: bool = False, lines: int | None = None) -> Json:
+    """What a job has said so far: its output, its errors, or HTCondor's events in words.
+
+    Returns `jobs`, one for each that is meant, with `job`, `id`, `state` and `text`, of which only
+    the last `lines` lines if so many are named. Bytes that are no UTF-8 become replacement signs.
+    """
+    from condorctl import logs as said
+
+    what = said.choose(err, events)
+    found = []
+    for target, chunks in said.read(open_ledger(), job, what, lines):
+        text = b"".join(chunks).decode(errors="replace")
+        found.append({"job": target.number, "id": target.id, "state": target.state, "text": text})
+    return {"jobs": found}
+
+
+def ssh(job: str, command: Sequence[str], timeout: float = 60.0) -> Json:
+    """Run a command beside a running job; returns its `output` and `exit_code`.
+
+    A single word is a line for the shell there. `timeout` limits how long the job may be starting.
+    """
+    from condorctl import session
+
+    number = session.running(open_ledger(), job)
+    session.wait(number, timeout)
+    output: list[bytes] = []
+    code = session.run(number, command, output.append)
+    return {"job": number, "exit_code": code, "output": b"".join(output).decode(errors="replace")}
 
 
 # --- the pool ---

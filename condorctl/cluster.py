@@ -31,10 +31,22 @@ _QUEUE_ATTRIBUTES = [
     "DAGManJobId", "DAG_NodesTotal", "DAG_NodesDone", "DAG_NodesFailed", "RequestCpus",
     "RequestGPUs",
 ]  # fmt: skip
-_LIVE_ATTRIBUTES = ["ClusterId", "ProcId", "DAGManJobId", "ChirpProgress", "ChirpCheckpoint"]
+# What the ledger takes from a job's ad (HTCondor manual, "Job ClassAd Attributes").
+_JOB_ATTRIBUTES = [
+    "ClusterId", "ProcId", "DAGManJobId", "DAGNodeName", "ChirpProgress", "ChirpCheckpoint",
+    "Owner", "JobUniverse", "JobStatus", "JobBatchName", "QDate", "Cmd", "Args", "Arguments",
+    "Iwd", "Out", "Err", "UserLog", "StageInFinish", "NumJobStarts", "JobCurrentStartDate",
+    "EnteredCurrentStatus", "ExitCode", "ExitBySignal", "ExitSignal", "HoldReason",
+    "HoldReasonCode", "HoldReasonSubCode", "RemoveReason", "RemoteHost", "LastRemoteHost",
+    "CpusProvisioned", "GPUsProvisioned", "ResidentSetSize", "RequestMemory", "DiskUsage",
+    "RemoteUserCpu", "RemoteSysCpu", "TotalSubmitProcs",
+]  # fmt: skip
 
 # DAGMan's note in a SUBMIT event; the plain form is the one that it wrote before version 24.
 _NODE_NAME = re.compile(r'(?:DAGNodeName = "|DAG Node: )(?P<name>[^"\s]+)')
+
+# ``12.0 - 12.4`` of condor_submit -terse, and what condor_submit_dag says.
+_SUBMITTED = re.compile(r"(?m)^(?:.*submitted to cluster )?(?P<cluster>\d+)(?:\.\d+ - |\.\s*$)")
 
 
 class Unreachable(UserError):
@@ -122,18 +134,46 @@ def check_dag(dag: Path) -> None:
     condor_dag_checker; there DAGMan itself says later what it finds.
     """
     _htcondor()
-    command = ["condor_dag_checker", "-json", "-CheckJDL", "-CheckExternalFiles", dag.name]
+    # It takes h.dag for -h.
+    file = f"./{dag.name}"
+    command = ["condor_dag_checker", "-json", "-CheckJDL", "-CheckExternalFiles", file]
     try:
         answer = subprocess.run(command, cwd=dag.parent, capture_output=True, text=True, timeout=60)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+        [found] = json.loads(answer.stdout)
+    except (FileNotFoundError, subprocess.TimeoutExpired, ValueError):
+        # DAGMan looks at it again, and says what it finds.
         return
-    for problem in json.loads(answer.stdout or "[{}]")[0].get("Errors", []):
+    for problem in found.get("Errors", []):
         if problem.get("DagCommand") == "SCRIPT" and "not exist" in str(problem.get("Reason")):
             # condor_dag_checker 25.14 takes a script with its arguments for the name of one file.
             continue
         where = Path(str(problem.get("SourceFile", dag))).name
         line = problem.get("SourceLine")
         raise UserError(f"{where}{f':{line}' if line else ''}: {problem.get('Reason')}")
+
+
+def version() -> str:
+    """HTCondor's version, as its tools tell it to each other; settles the pool, if there is one."""
+    return str(_htcondor().version())
+
+
+def submit_as_told(file: Path, is_dag: bool) -> int:
+    """Have HTCondor submit a file of the user's own from the current folder; return its cluster id.
+
+    What its own tools do by default, condor_submit_dag and condor_submit, is done, refusals too.
+    Raises Unreachable when the schedd does not answer, UserError with HTCondor's words.
+    """
+    schedd_name()
+    command = ["condor_submit_dag", str(file)] if is_dag else ["condor_submit", "-terse", str(file)]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise UserError(f"{command[0]} is not on this machine: {file} needs it") from None
+    found = _SUBMITTED.search(answer.stdout)
+    if answer.returncode or not found:
+        said = " ".join(f"{answer.stderr}\n{answer.stdout}".replace("ERROR:", "").split())
+        raise UserError(f"{file}: {command[0]} refuses it: {said or answer.returncode}")
+    return int(found["cluster"])
 
 
 def submit_dag(dag: Path, batch_name: str) -> int:
@@ -208,20 +248,44 @@ def is_queued(folder: str) -> bool:
         raise Unreachable(f"the schedd does not answer: {error}", 3) from None
 
 
-def live(dags: Sequence[int]) -> list[Ad]:
-    """What the queue knows of the jobs of these DAGs (cluster ids of their DAGMan jobs).
+def live(dags: Sequence[int], clusters: Sequence[int] = ()) -> list[Ad]:
+    """The ads in the queue of these DAGs (by cluster id of DAGMan), their jobs, and these clusters.
 
-    A dictionary a job: its ids and what it has said of itself through chirp. Raises Unreachable.
+    A dictionary a job, of the attributes that it has. Raises Unreachable.
     """
-    if not dags:
+    wanted = [f"DAGManJobId == {number}" for number in dags]
+    wanted += [f"ClusterId == {number}" for number in (*dags, *clusters)]
+    if not wanted:
         return []
     schedd, _ = _schedd()
-    constraint = " || ".join(f"DAGManJobId == {number}" for number in dags)
     try:
-        ads = schedd.query(constraint=constraint, projection=_LIVE_ATTRIBUTES)
+        ads = schedd.query(constraint=" || ".join(wanted), projection=_JOB_ATTRIBUTES)
     except Exception as error:
         raise _silent(error) from None
-    return [{name: ad[name] for name in _LIVE_ATTRIBUTES if name in ad} for ad in ads]
+    return [_plain(ad) for ad in ads]
+
+
+def history(constraint: str, since: float) -> list[Ad]:
+    """The ads of jobs that left the queue after the moment `since`, as `live` gives them.
+
+    Without the ones that the schedd's history has forgotten. Raises Unreachable.
+    """
+    schedd, _ = _schedd()
+    try:
+        ads = schedd.history(
+            constraint=constraint,
+            projection=_JOB_ATTRIBUTES,
+            since=f"EnteredCurrentStatus < {int(since)}",
+        )
+        return [_plain(ad) for ad in ads]
+    except Exception as error:
+        raise _silent(error) from None
+
+
+def _plain(ad: Any) -> Ad:
+    """What of the ad is a plain value: an expression only its own machine could evaluate."""
+    found = {name: ad[name] for name in _JOB_ATTRIBUTES if name in ad}
+    return {k: v for k, v in found.items() if type(v) in (str, int, float, bool)}
 
 
 def queue() -> list[Ad]:
@@ -251,8 +315,11 @@ def job_ad(number: int, proc: int, names: Sequence[str]) -> tuple[Ad, bool] | No
 
 
 def node_name(event: Ad) -> str | None:
-    """The DAG's node whose job a SUBMIT event is about, None when it is no node's."""
-    note = _NODE_NAME.search(str(event.get("LogNotes", "")))
+    """The DAG's node that the event names: that of a SUBMIT, of a script's end, of a skip."""
+    if name := event.get("DAGNodeName"):
+        return str(name)
+    notes = event.get("LogNotes") or event.get("SkipEventLogNotes") or ""
+    note = _NODE_NAME.search(str(notes))
     return note["name"] if note else None
 
 

@@ -35,6 +35,8 @@ _ALL_NODES = "ALL_NODES"
 # What DAGMan says where it stops; each line starts with date and time.
 _SAID = re.compile(r"^\d\d/\d\d/\d\d \d\d:\d\d:\d\d (?P<text>.*)$", re.MULTILINE)
 _ERROR = re.compile(r"ERROR|Processing error|Failed to parse|Warning is fatal", re.IGNORECASE)
+_STARTING = "(CONDOR_DAGMAN) STARTING UP"
+_FROM_RESCUE = re.compile(r"USING RESCUE DAG (?P<file>\S.*)")
 # It has no schedd to talk to here, which is as it should be.
 _NO_ERROR = re.compile(r"Queue manager not initialized|security session|condor_rm|Failed to parse ")
 
@@ -59,12 +61,12 @@ def graph(
     Raises UserError with DAGMan's own words when it cannot read them.
     """
     files = [folder / dag for dag in dags]
-    cluster.prepare()
+    version = cluster.version()
     with tempfile.TemporaryDirectory(prefix="dag-") as temporary:
         place = Path(temporary)
         copies = _copies(files, rescue, place)
         where = files[0].parent if in_place and len(files) == 1 else folder
-        _run(copies, where, place)
+        _run(copies, where, place, version)
         try:
             text = (place / "graph.dot").read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -99,12 +101,12 @@ def _copies(files: Sequence[Path], rescue: Path | None, place: Path) -> list[Pat
     return copies
 
 
-def _run(copies: Sequence[Path], folder: Path, place: Path) -> None:
+def _run(copies: Sequence[Path], folder: Path, place: Path, version: str) -> None:
     command = ["condor_dagman", "-f", "-t", "-l", str(place), "-Lockfile", str(place / "lock")]
     for copy in copies:
         command += ["-Dag", str(copy)]
     command += ["-Dot", "-AutoRescue", "0", "-Suppress_notification"]
-    command += ["-CsdVersion", cluster.version()]
+    command += ["-CsdVersion", version]
     environment = {
         **os.environ,
         "_CONDOR_DAGMAN_LOG": str(place / "log"),
@@ -200,7 +202,9 @@ def verdict(dag: Path, begun: float) -> Verdict:
     rescues = [file for file in rescue_files(dag) if file.stat().st_mtime >= begun - 1]
     if not rescues:
         return Verdict(False)
-    done, failed, listing = set(), set(), False
+    done: set[str] = set()
+    failed: set[str] = set()
+    listing = False
     for line in rescues[-1].read_text(encoding="utf-8", errors="replace").splitlines():
         if listing:
             names = line.lstrip("# ").rstrip().split(",")
@@ -220,6 +224,17 @@ def rescue_files(dag: Path) -> list[Path]:
         return sorted(path for path in dag.parent.iterdir() if name.fullmatch(path.name))
     except OSError:
         return []
+
+
+def rescue_of(dag: Path) -> Path | None:
+    """The rescue file that the latest DAGMan of the DAG started from; None when it started anew."""
+    with suppress(OSError):
+        text = Path(f"{dag}.dagman.out").read_text(encoding="utf-8", errors="replace")
+        latest = text[text.rfind(_STARTING) + 1 :]
+        if match := _FROM_RESCUE.search(latest):
+            file = dag.parent / Path(match["file"]).name
+            return file if file.is_file() else None
+    return None
 
 
 def _metrics(file: Path, begun: float) -> dict[str, object]:

@@ -48,7 +48,9 @@ def bring(job: str, deadline: Deadline) -> str | None:
     except FileNotFoundError:
         raise UserError("condor_transfer_data is not on PATH", 1) from None
     except subprocess.TimeoutExpired:
-        raise UserError(f"job {job}: condor_transfer_data was not done in {limit:.0f} s", 124)
+        raise UserError(
+            f"job {job}: condor_transfer_data was not done in {limit:.0f} s", 124
+        ) from None
     if answer.returncode == 0:
         return None
     lines = answer.stderr.decode(errors="replace").strip().splitlines()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from condorctl.ledger import Job
 
-_LEFT = {"idle", "held", "completed", "failed", "removed"}
+_LEFT = {"idle", "held", "completed", "failed", "removed", "unknown"}
 _AWAY = {"suspended", "disconnected"}
 # A job that is put on hold while it runs is logged as evicted first.
 _AT_ONCE_S = 5.0

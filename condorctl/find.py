@@ -76,6 +76,11 @@ def job(session: Session, text: str) -> Job | Run:
     raise UserError(f"no job {text} in the ledger: `condorctl status` shows a run's job ids", 1)
 
 
+def is_job_id(text: str) -> bool:
+    """Whether `text` is a job's number or full id, and no stage's name."""
+    return bool(_JOB_ID.fullmatch(text.strip()))
+
+
 def jobs(session: Session, text: str) -> list[Job] | Run:
     """The jobs that `text` names; the run whose DAGMan job it is, if it is one.
 

@@ -112,7 +112,7 @@ def _of_job(job: Job) -> Target:
     # A job of ours works for the run's folder; what it leaves is remapped to its stage's.
     folder = stage.folder if ours else job.folder
     told = [*((o.path, o.sha256) for o in job.written), *_checkpoints(job)]
-    hold = holds.explain(job.hold_code, job.hold_subcode, job.number)
+    hold = holds.explain(job.hold_code, job.hold_subcode, job.number, job.hold_reason or "")
     return Target(
         row=job.id,
         number=job.number,
@@ -124,7 +124,7 @@ def _of_job(job: Job) -> Target:
         folder=folder,
         out=Path(job.out) if job.out else folder / f"{job.cluster}.out",
         err=Path(job.err) if job.err else folder / f"{job.cluster}.err",
-        log=Path(job.log) if job.log else folder / "events.log",
+        log=_event_log(job, folder),
         more_logs=(folder / f"{job.cluster}.job",) if ours else (),
         spooled=job.spooled,
         superseded=job.attempt < stage.jobs[-1].attempt,
@@ -135,6 +135,13 @@ def _of_job(job: Job) -> Target:
         outputs=tuple(stage.outputs),
         succeeded=job.state == "completed",
     )
+
+
+def _event_log(job: Job, folder: Path) -> Path:
+    own = Path(job.log) if job.log else folder / "events.log"
+    dag = job.stage.run.dag
+    # DAGMan keeps a log of all nodes, for those that have none of their own.
+    return own if own.exists() or not dag else dag.with_name(f"{dag.name}.nodes.log")
 
 
 def _checkpoints(job: Job) -> list[tuple[str, str]]:

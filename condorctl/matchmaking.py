@@ -19,6 +19,8 @@ from condorctl import cluster
 Ad = dict[str, Any]
 
 _TIMEOUT_S = 60
+# Longer than that a condition is not written out: nobody would read it.
+_LONGEST = 2000
 # Of a job, what explaining it takes.
 _JOB_ATTRIBUTES = [
     "ClusterId", "ProcId", "JobStatus", "JobUniverse", "JobPrio", "Owner", "User", "QDate", "Cmd",
@@ -143,18 +145,19 @@ def _count(word: str, slots: int) -> int:
     return {"never": 0, "always": slots}.get(word) if not word.isdigit() else int(word)  # type: ignore[return-value]
 
 
-def _spelled(condition: str, whole: dict[int, str], depth: int = 0) -> str:
+def _spelled(condition: str, whole: dict[int, str]) -> str:
     """`condition` with its references to other clauses written out."""
-    if depth > 50:
-        return condition
+    known: dict[int, str] = {}
 
     def written(found: re.Match[str]) -> str:
-        text = whole.get(int(found[1]))
-        if text is None:
-            return found[0]
-        spelled = _spelled(text, whole, depth + 1)
-        return f"({spelled})" if _REFERENCE.search(text) else spelled
+        number = int(found[1])
+        text = known.get(number, found[0])
+        return f"({text})" if _REFERENCE.search(whole.get(number, "")) else text
 
+    # HTCondor refers back only. What does not come from it may do otherwise, or grow without end.
+    for number, text in sorted(whole.items()):
+        spelled = _REFERENCE.sub(written, text)
+        known[number] = spelled if len(spelled) <= _LONGEST else text
     return _REFERENCE.sub(written, condition)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from condorctl.errors import UserError
-from condorctl.sandbox import Broken, Deadline, Header, Refused, Want
+from condorctl.sandbox import Broken, Changed, Deadline, Header, Refused, Want
 
 # Called with a file's name, the bytes that have arrived and its size.
 Progress = Callable[[str, int, int], None]
@@ -87,7 +87,7 @@ def receive(
         os.fsync(file.fileno())
         if header.sha256 and hasher.hexdigest() != header.sha256:
             partial.unlink(missing_ok=True)
-            raise Broken(f"{name} changed while it was read")
+            raise Changed(f"{name} changed while it was read")
         partial.replace(target)
     return {"path": name, "target": str(target), "bytes": size, "sha256": hasher.hexdigest()}
 

@@ -1,47 +1,44 @@
-"""Bringing files back: out of a job's sandbox while it runs, from the run's folder afterwards."""
+"""Bringing a job's files back, in whatever state it is.
+
+Out of its sandbox while it runs, out of the schedd's spool when it was evicted with them, else from
+the folder that HTCondor put them in (`locate`). An interrupted fetch goes on where it stopped.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import io
 import os
-import tempfile
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from condorctl import events, find, sandbox
+from sqlalchemy import select
+
+from condorctl import events, find, locate, patterns, receive, sandbox
 from condorctl.errors import UserError
-from condorctl.ledger import Fetched, Job, Ledger, Run
+from condorctl.ledger import Fetched, Ledger, Run
+from condorctl.locate import Target
+from condorctl.receive import File, Progress, check_path
+from condorctl.sandbox import Deadline, Header, Want
 
-# Called with a file's name, the bytes that have arrived and its size.
-Progress = Callable[[str, int, int], None]
-File = dict[str, Any]
-
-_CHUNK = 1 << 20
 _ATTEMPTS = 3
-_EVENT_LOG = "events.log"
-_WHY_NOT = {
-    "idle": ": it has not started; `condorctl status` shows when it does",
-    "held": ": it is held; `condorctl status` says why",
-    "removed": ": it was removed before it ended",
-    "disconnected": " here: its node does not answer now",
-}
+# While a job is starting, or the queue does not know yet where it runs.
+_REACH_S = 60.0
+# Of a job that is followed: each look starts an sshd beside it.
+_INTERVAL_S = 2.0
+# Held for this long: nobody is going to release it while a script waits.
+_HELD_S = 10.0
 
 
-@dataclass(frozen=True)
-class _Target:
-    """What `fetch` needs to know of a job, free of the database."""
+@dataclass
+class Brought:
+    """What a fetch has brought, what a human should know of it, and what it could not bring."""
 
-    row: int | None
-    number: str
-    state: str
-    label: str
-    folder: Path
-    logs: tuple[str, ...]
-    superseded: bool
-    checksums: dict[str, str]
+    files: list[File] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 def fetch(
@@ -50,188 +47,376 @@ def fetch(
     paths: Sequence[str] = (),
     to: Path | None = None,
     progress: Progress = lambda *_: None,
-) -> list[File]:
+    timeout: float | None = None,
+    follow: bool = False,
+) -> Brought:
     """Bring `paths` of a job into the folder `to`; its output, errors and event log by default.
 
-    `job` is ``cluster``, ``cluster.proc`` or ``schedd#cluster.proc``; the id of a DAG's own job
-    gives DAGMan's logs. Paths are relative to the job's sandbox. Each file appears under its own
-    name only once it is whole and its sha256 agrees. Returns a dictionary a file with ``path``,
-    ``target``, ``bytes`` and ``sha256``.
+    `job` is what `find.jobs` takes, or a run, of which the outputs of its finished stages come.
+    Paths are relative to the job's sandbox; folders stand for all that is in them, and wildcards
+    are those of `patterns`. Each file appears under its own name only once it is whole and its
+    sha256 agrees. With `follow` files that grow keep coming until the job has ended. A file is a
+    dictionary with ``job``, ``path``, ``target``, ``bytes`` and ``sha256``.
 
-    Raises UserError when there is no such job or file, or the job cannot be reached.
+    Raises UserError when there is no such job or file, the job cannot be reached, or it takes
+    longer than `timeout` seconds (exit code 124).
     """
     for path in paths:
-        parts = PurePosixPath(path).parts
-        if path.startswith("/") or ".." in parts or not parts or "\0" in path:
-            raise UserError(f"{path!r}: name a path inside the job's own folder")
-    target = _look_up(ledger, job)
-    to = to or Path("fetched") / target.number
-    try:
+        check_path(path)
+    deadline = Deadline(timeout)
+    brought = Brought()
+    found = _asked(ledger, job, list(paths), to, brought)
+    for target, wanted, root in found:
+        one = _Fetch(ledger, target, wanted, root, progress, deadline, brought)
         try:
-            running = target.state in {"running", "suspended"}
-            source = _from_sandbox if running else _from_folder
-            files = list(source(target, paths, to, progress))
-        except sandbox.NotRunning:
-            # It ended between the look and the call: its files are on their way here, or here.
-            events.sync(ledger)
-            target = _look_up(ledger, job)
-            files = list(_from_folder(target, paths, to, progress))
-    except OSError as error:
-        raise UserError(f"{error.filename or to}: {error.strerror}", 1) from None
-    if target.row is not None:
-        with ledger.session() as session:
-            now = time.time()
-            session.add_all(Fetched(job_id=target.row, time=now, **file) for file in files)
-    return files
+            one.follow() if follow else one.bring()
+        except UserError as error:
+            if len(found) == 1 or error.exit_code == 124:
+                raise
+            brought.problems.append(str(error))
+        except OSError as error:
+            where = error.filename or root
+            raise UserError(f"{where}: {error.strerror or error}", 1) from None
+        finally:
+            _record(ledger, one)
+    if brought.problems and not brought.files:
+        raise UserError("; ".join(brought.problems), 1)
+    brought.remarks = list(dict.fromkeys(brought.remarks))
+    return brought
 
 
-def _look_up(ledger: Ledger, text: str) -> _Target:
+def _asked(
+    ledger: Ledger, text: str, paths: list[str], to: Path | None, brought: Brought
+) -> list[tuple[Target, list[str], Path]]:
+    """The jobs that `text` means, what is wanted of each, and the folder that it goes to."""
+    run = _run(ledger, text)
+    if run is None:
+        found = locate.targets(ledger, text)
+        if len(found) == 1:
+            return [(found[0], paths, to or Path("fetched") / found[0].number)]
+        return [(one, paths, (to or Path("fetched")) / one.number) for one in found]
+    stages = []
+    for name in run:
+        try:
+            jobs = locate.targets(ledger, f"{text}/{name}")
+        except UserError:
+            jobs = []
+        for one in jobs:
+            home = (to or Path("fetched") / text) / name
+            if one.succeeded:
+                folder = home if len(jobs) == 1 else home / one.number
+                stages.append((one, paths or list(one.outputs), folder))
+        if not jobs or not all(one.succeeded for one in jobs):
+            brought.remarks.append(f"{text}/{name}: not done, so nothing of it was fetched")
+    if not stages:
+        raise UserError(f"{text}: no stage of it is done yet: `condorctl status {text}`", 1)
+    return stages
+
+
+def _run(ledger: Ledger, text: str) -> list[str] | None:
+    """The stages of the run called `text`; None where it is a job's or a stage's name."""
     with ledger.session() as session:
-        found = find.job(session, text)
-        return _of_job(found) if isinstance(found, Job) else _of_dag(found)
+        run = session.scalar(select(Run).where(Run.name == text))
+        if run is None:
+            return None
+        latest = find.run(session, None)
+        if any(stage.name == text for stage in latest.stages):
+            return None
+        return [stage.name for stage in run.stages]
 
 
-def _of_job(job: Job) -> _Target:
-    stage = job.stage
-    ended = job.finished is not None
-    return _Target(
-        row=job.id,
-        number=job.number,
-        state=job.state,
-        label=f"job {job.number} ({stage.run.name}, {stage.name})",
-        folder=stage.run.path / stage.name,
-        logs=(f"{job.cluster}.out", f"{job.cluster}.err", _EVENT_LOG),
-        superseded=job is not stage.jobs[-1],
-        checksums={c.path: c.sha256 for c in job.checkpoints if ended and c.place},
-    )
+def _record(ledger: Ledger, done: _Fetch) -> None:
+    if done.target.row is None or not done.got:
+        return
+    with ledger.session() as session:
+        for file in done.got.values():
+            # Linux takes any bytes for a name, a database only text.
+            words = {k: _text(v) if isinstance(v, str) else v for k, v in file.items()}
+            words.pop("job")
+            session.add(Fetched(job_id=done.target.row, time=time.time(), **words))
 
 
-def _of_dag(run: Run) -> _Target:
-    assert run.dag is not None  # a run without a DAG is not found by a job's number
-    names = ("dagman.out", "dagman.log", "nodes.log", "lib.out", "lib.err")
-    return _Target(
-        row=None,
-        number=f"{run.cluster}.0",
-        state="in its folder",
-        label=f"DAG job of {run.name}",
-        folder=run.path,
-        logs=tuple(f"{run.dag.name}.{name}" for name in names),
-        superseded=False,
-        checksums={},
-    )
+def _text(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
 
 
-def _from_folder(
-    target: _Target, paths: Sequence[str], to: Path, progress: Progress
-) -> Iterator[File]:
-    """Copy from the run's folder, where HTCondor has put a job's output."""
-    if not target.folder.is_dir():
-        raise UserError(f"{target.label}: its folder {target.folder} is gone", 1)
-    if paths and target.superseded:
-        raise UserError(
-            f"{target.label}: a later attempt has replaced its files; its logs are still there", 1
-        )
-    why = _WHY_NOT.get(target.state, "")
-    found = [path for path in paths or target.logs if (target.folder / path).exists()]
-    missing = next((path for path in paths if path not in found), None)
-    if missing:
-        raise UserError(f"{target.label}: has no {missing}{why}", 1)
-    if not [path for path in found if path != _EVENT_LOG]:
-        raise UserError(f"{target.label}: there is no output{why}", 1)
-    for source in _expand(target.folder / path for path in found):
-        name = str(source.relative_to(target.folder))
-        with source.open("rb") as file:
-            digest = target.checksums.get(name)
+class _Fetch:
+    """One job's files on their way into one folder."""
+
+    def __init__(
+        self, ledger: Ledger, target: Target, paths: Sequence[str], to: Path, progress: Progress,
+        deadline: Deadline, brought: Brought,
+    ) -> None:  # fmt: skip
+        self.target, self.got = target, dict[str, File]()
+        self._ledger, self._paths, self._to = ledger, paths, to
+        self._progress, self._deadline, self._brought = progress, deadline, brought
+        self._moved = False
+
+    def bring(self) -> None:
+        """Everything once."""
+        end = time.monotonic() + _REACH_S
+        while True:
             try:
-                yield _copy(file, name, to / name, _size(file), digest, progress)
-            except sandbox.Broken:
-                raise UserError(f"{target.label}: {source} is not what the job wrote", 1) from None
+                self._from_where_it_is()
+                break
+            except sandbox.NotRunning as error:
+                # It has just started, or ended between the look and the call: then its files are
+                # on their way here, or here.
+                if time.monotonic() > end:
+                    raise UserError(f"{self.target.label}: cannot be reached: {error}", 1) from None
+                self._deadline.sleep(1.0)
+                self._look()
+        self._brought.files = [
+            *(file for file in self._brought.files if file["job"] != self.target.number),
+            *self.got.values(),
+        ]
 
+    def follow(self) -> None:
+        """Again and again until the job has ended, and once more then."""
+        held_since: float | None = None
+        while True:
+            began = time.monotonic()
+            self._look()
+            ended = self.target.ended
+            try:
+                self.bring()
+            except UserError as error:
+                if error.exit_code == 124 or (ended and not self.got):
+                    raise
+                if ended:
+                    # Nobody asked HTCondor to bring it, and its sandbox is gone.
+                    self._remark(f"{error}; what is here of it is as it was at the last look")
+            if ended:
+                return
+            now = time.monotonic()
+            held_since = (held_since or now) if self.target.state == "held" else None
+            if held_since and now - held_since > _HELD_S and not sys.stdin.isatty():
+                raise UserError(f"{self.target.label}: {self.target.why_not}", 1)
+            self._deadline.sleep(max(_INTERVAL_S, 4 * (now - began)))
 
-def _from_sandbox(
-    target: _Target, paths: Sequence[str], to: Path, progress: Progress
-) -> Iterator[File]:
-    """Ask the running job itself, as often as files change under our hands."""
-    out, err, _ = target.logs
-    names = {sandbox.STDOUT: out, sandbox.STDERR: err}
-    wanted = list(paths or names)
-    if not paths:
-        with (target.folder / _EVENT_LOG).open("rb") as file:
-            yield _copy(file, _EVENT_LOG, to / _EVENT_LOG, _size(file), None, progress)
-    for attempt in range(_ATTEMPTS):
-        try:
-            with sandbox.stream(target.number, wanted) as stream:
-                received = [
-                    _copy(stream, name, to / names.get(name, name), size, digest, progress)
-                    for name, size, digest in stream.files(wanted)
-                ]
-            yield from received
-            return
-        except sandbox.Missing as error:
-            raise UserError(f"{target.label}: has no {error}", 1) from None
-        except sandbox.NoSsh as error:
-            if paths:
-                raise UserError(f"{target.label}: cannot be reached: {error}", 1) from None
-            yield from (_tail(target, name, to / names[name], progress) for name in names)
-            return
-        except sandbox.Broken as error:
-            if attempt == _ATTEMPTS - 1:
-                raise UserError(f"{target.label}: {error}; tried {_ATTEMPTS} times", 1) from None
+    def _look(self) -> None:
+        events.sync(self._ledger)
+        self.target = locate.again(self._ledger, self.target)
 
+    def _remark(self, words: str) -> None:
+        self._brought.remarks.append(words)
 
-def _tail(target: _Target, name: str, to: Path, progress: Progress) -> File:
-    with tempfile.TemporaryFile() as file:
-        try:
-            sandbox.tail(target.number, name, file)
-        except sandbox.NoSsh as error:
-            raise UserError(f"{target.label}: cannot be reached: {error}", 1) from None
-        file.seek(0)
-        return _copy(file, name, to, _size(file), None, progress)
-
-
-def _copy(
-    source: IO[bytes] | sandbox.Stream,
-    name: str,
-    target: Path,
-    size: int,
-    digest: str | None,
-    progress: Progress,
-) -> File:
-    """Copy `size` bytes into a temporary file, verify them, and only then give it its name.
-
-    Raises Broken when there are fewer bytes, or they do not have the sha256 `digest`.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    hasher, done = hashlib.sha256(), 0
-    try:
-        with partial.open("wb") as file:
-            while done < size:
-                chunk = source.read(min(_CHUNK, size - done))
-                if not chunk:
-                    raise sandbox.Broken(f"{name} ended after {done} of {size} bytes")
-                hasher.update(chunk)
-                file.write(chunk)
-                done += len(chunk)
-                progress(name, done, size)
-            file.flush()
-            os.fsync(file.fileno())
-        if digest and hasher.hexdigest() != digest:
-            raise sandbox.Broken(f"{name} changed while it was read")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return {"path": name, "target": str(target), "bytes": size, "sha256": hasher.hexdigest()}
-
-
-def _expand(paths: Iterator[Path]) -> Iterator[Path]:
-    """Each file, and each file below a folder; links in a folder are left alone."""
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+    def _from_where_it_is(self) -> None:
+        target = self.target
+        if target.state in {"running", "suspended"}:
+            self._from_sandbox()
+        elif kept := locate.kept(target):
+            if not self._paths:
+                self._remark(f"{target.label}: {_LEFT[target.state]} this is what it had by then")
+            self._from_folder(kept)
         else:
-            yield path
+            if target.spooled and target.ended:
+                self.target, problem = locate.spooled(target, self._deadline)
+                if problem:
+                    self._remark(f"{target.label}: not all came from the schedd: {problem}")
+            self._from_folder(self.target.folder)
+
+    # --- a job that runs ---
+
+    def _from_sandbox(self) -> None:
+        target = self.target
+        ours = {target.out.name: sandbox.STDOUT, target.err.name: sandbox.STDERR}
+        if not self._paths:
+            for path in [*target.more_logs, target.log]:
+                self._log(path)
+        wanted = [ours.get(path, path) for path in self._paths or ours]
+        attempt = 0
+        while True:
+            self._moved = False
+            try:
+                self._ask(wanted, {sandbox_name: name for name, sandbox_name in ours.items()})
+                return
+            except sandbox.Missing as error:
+                streamed = {sandbox.STDOUT: target.out, sandbox.STDERR: target.err}
+                if str(error) in streamed and (path := streamed[str(error)]).is_file():
+                    # stream_output has HTCondor write it here.
+                    self._log(path)
+                    wanted.remove(str(error))
+                    continue
+                raise UserError(f"{target.label}: has no {error}", 1) from None
+            except sandbox.Refused as error:
+                raise UserError(f"{target.label}: {_refused(str(error))}", 1) from None
+            except sandbox.NoSsh as error:
+                self._without_ssh(str(error))
+                return
+            except sandbox.Broken as error:
+                # A connection that brought something may be cut as often as it likes.
+                attempt += isinstance(error, sandbox.Changed) or not self._moved
+                if attempt >= _ATTEMPTS:
+                    raise UserError(
+                        f"{target.label}: {error}; tried {_ATTEMPTS} times", 1
+                    ) from None
+
+    def _ask(self, wanted: Sequence[str], home: dict[str, str]) -> None:
+        named, found = set[str](), list[str]()
+        for path in wanted:
+            if patterns.is_pattern(path):
+                base = patterns.base(path)
+                below = patterns.select(
+                    sandbox.names(self.target.number, base, self._deadline), path
+                )
+                if not below:
+                    raise sandbox.Missing(path)
+                found += below
+            else:
+                named.add(path)
+                found.append(path)
+        while found:
+            folders = []
+            asked = [self._want(name, home) for name in dict.fromkeys(found)]
+            answers = sandbox.get(self.target.number, asked, self._deadline)
+            for want, (header, stream) in zip(asked, answers, strict=True):
+                if header.size >= 0:
+                    self._receive(stream, home.get(want.name, want.name), header, want)
+                elif want.name in named and header.size == sandbox.FOLDER:
+                    folders.append(want.name)
+                elif want.name in named:
+                    what = {sandbox.MISSING: sandbox.Missing}.get(header.size, sandbox.Refused)
+                    raise what(want.name)
+                elif header.size == sandbox.REFUSED:
+                    self._remark(f"{self.target.label}: left out: {_refused(want.name)}")
+            found = [
+                name
+                for folder in folders
+                for name in sandbox.names(self.target.number, folder, self._deadline)
+            ]
+
+    def _without_ssh(self, why: str) -> None:
+        before = self.target.state
+        self._look()
+        if self.target.state != before:
+            raise sandbox.NotRunning(why)
+        if self._paths:
+            raise UserError(f"{self.target.label}: cannot be reached: {why}", 1)
+        both = {sandbox.STDOUT: self.target.out.name, sandbox.STDERR: self.target.err.name}
+        for called, name in both.items():
+            try:
+                text = sandbox.tail(self.target.number, called, sandbox.TAIL_BYTES, self._deadline)
+            except sandbox.NoSsh as error:
+                raise UserError(f"{self.target.label}: cannot be reached: {error}", 1) from None
+            header = Header(name, len(text), "", 0)
+            self._receive(io.BytesIO(text), name, header, Want(name))
+
+    # --- a folder here ---
+
+    def _from_folder(self, folder: Path) -> None:
+        target = self.target
+        kept = folder != target.folder
+        why = f": {target.why_not}" if target.why_not else ""
+        if not self._paths:
+            if kept:
+                self._log(folder / sandbox.STDOUT, target.out.name)
+                self._log(folder / sandbox.STDERR, target.err.name)
+            logs = [path for path in target.logs if not (kept and path in (target.out, target.err))]
+            home = locate.names(target, logs)
+            for path in logs:
+                self._log(path, home[path])
+            if not self.got:
+                if not target.folder.is_dir():
+                    raise locate.missing_folder(target)
+                raise UserError(f"{target.label}: there is no output{why}", 1)
+            if set(self.got) == {target.log.name} and why:
+                self._remark(f"{target.label}: this is its event log alone{why}")
+            return
+        if not folder.is_dir():
+            raise locate.missing_folder(target)
+        if target.superseded:
+            raise UserError(
+                f"{target.label}: a later attempt has replaced its files; its logs are still there",
+                1,
+            )
+        for wanted in self._paths:
+            self._from_here(folder, wanted, why)
+
+    def _from_here(self, folder: Path, path: str, why: str) -> None:
+        """A path that one named, out of a folder of this machine."""
+        target = self.target
+        logs = {log.name: log for log in target.logs}
+        if (folder / path).is_dir() or patterns.is_pattern(path):
+            below = list(_below(folder, patterns.base(path) if patterns.is_pattern(path) else path))
+            names = patterns.select(below, path)
+            if not names and not (folder / path).is_dir():
+                raise UserError(f"{target.label}: has no {path}{why}", 1)
+            for name in names:
+                try:
+                    self._copy(_inside(folder, name), name)
+                except sandbox.Refused:
+                    self._remark(f"{target.label}: left out: {_refused(name)}")
+            return
+        source = folder / path
+        if not os.path.lexists(source):
+            # Where the submit file has sent it, or one of the logs.
+            sent = locate.remaps(target).get(path) or logs.get(path)
+            if sent is None or not os.path.lexists(sent):
+                raise UserError(f"{target.label}: has no {path}{why}", 1)
+            source, folder = sent, sent.parent
+        try:
+            self._copy(_inside(folder, str(source.relative_to(folder))), path)
+        except sandbox.Refused:
+            raise UserError(f"{target.label}: {_refused(path)}", 1) from None
+
+    def _log(self, path: Path, name: str | None = None) -> None:
+        """A log that HTCondor writes here, if it is there."""
+        try:
+            self._copy(path, name or path.name)
+        except (FileNotFoundError, sandbox.Refused):
+            return
+
+    def _copy(self, source: Path, name: str) -> None:
+        with receive.open_plain(source) as file:
+            want = self._want(name, {})
+            header = receive.offer(file, want, self.target.checksums.get(name, ""))
+            try:
+                self._receive(file, name, header, want)
+            except sandbox.Broken:
+                raise UserError(
+                    f"{self.target.label}: {source} is not what the job wrote", 1
+                ) from None
+
+    def _want(self, name: str, home: dict[str, str]) -> Want:
+        return receive.want(self._to, home.get(name, name), name)
+
+    def _receive(self, source: receive.Reader, name: str, header: Header, want: Want) -> None:
+        def progress(what: str, done: int, size: int) -> None:
+            self._moved = True
+            self._progress(what, done, size)
+
+        file = receive.receive(source, self._to, name, header, want, progress, self._deadline)
+        self.got[name] = {"job": self.target.number, **file}
 
 
-def _size(file: IO[bytes]) -> int:
-    return os.fstat(file.fileno()).st_size
+_LEFT = {
+    "idle": "it was evicted and waits to start again;",
+    "held": "it is held;",
+    "disconnected": "its node does not answer now;",
+}
+
+
+def _refused(name: str) -> str:
+    return f"{name} is no plain file of the job's own: a device, a FIFO, or a link that leads out"
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file itself, links followed within `folder`; raises Refused where one leads out."""
+    try:
+        real = (folder / name).resolve(strict=True)
+    except RuntimeError:
+        raise sandbox.Refused(name) from None
+    if not real.is_relative_to(folder.resolve()):
+        raise sandbox.Refused(name)
+    return real
+
+
+def _below(folder: Path, path: str) -> Iterator[str]:
+    """The files and links below a path of `folder`, by their paths there."""
+    for where, folders, names in os.walk(folder / path):
+        folders[:] = sorted(name for name in folders if not (Path(where) / name).is_symlink())
+        for name in sorted(names):
+            file = Path(where) / name
+            if file.is_file():
+                yield str(file.relative_to(folder))

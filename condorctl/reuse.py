@@ -36,6 +36,10 @@ _IMAGE = re.compile(
     r"^[ \t]*(?:universe|docker_image|container_image|container_target_dir)[ \t]*=.*$",
     re.IGNORECASE | re.MULTILINE,
 )
+# What a template of the user's may set beside the spec.
+_ENVIRONMENT = re.compile(
+    r"^[ \t]*(?:executable|environment|getenv)[ \t]*=.*$", re.IGNORECASE | re.MULTILINE
+)
 # Finished stages of a name that are looked at, the newest first.
 _MOST = 500
 # And of those that are alike, how many are tried when files of the newer ones are gone.
@@ -103,7 +107,10 @@ def fingerprint(
         "command": stage.command,
         "code": code,
         "inputs": inputs,
-        "environment": [stage.environment, python if stage.command[0] == "python" else None],
+        "environment": [
+            [line.strip() for line in _ENVIRONMENT.findall(text)],
+            python if stage.command[0] == "python" else None,
+        ],
         "image": images,
         "outputs": stage.outputs,
     }

@@ -46,11 +46,13 @@ _EXIT_CODES = {
 _OPEN = {"idle", "running", "held", "suspended", "disconnected"}
 # Of several jobs, the first of these that one of them is in is the state of all.
 _STATES = (
-    "held", "running", "disconnected", "suspended", "idle", "failed", "removed", "completed",
+    "held", "running", "disconnected", "suspended", "idle", "unknown", "failed", "removed",
+    "completed",
 )  # fmt: skip
 # And the job in the first of these is the one to show.
 _NEEDS_USER = (
-    "held", "failed", "removed", "disconnected", "suspended", "running", "idle", "completed",
+    "held", "failed", "unknown", "removed", "disconnected", "suspended", "running", "idle",
+    "completed",
 )  # fmt: skip
 _MOVES = {"idle", "running", "suspended", "disconnected", "ready", "retrying"}
 

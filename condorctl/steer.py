@@ -36,8 +36,7 @@ def cancel(ledger: Ledger, name: str | None) -> Json:
         # DAGMan, told to go, removes its jobs itself.
         wanted = _of_run(run) if run.kind == "jobs" else f"ClusterId == {_dag(run)}"
         chosen, folder = run.name, run.folder
-    if cluster.act("remove", wanted, _reason("cancel")) == (0, 0):
-        raise UserError(f"{chosen} is not in the queue: `condorctl resume {chosen}` goes on", 1)
+    there = cluster.act("remove", wanted, _reason("cancel")) != (0, 0)
     deadline = time.monotonic() + _CANCEL_S
     while True:
         left = cluster.is_queued(folder)
@@ -48,6 +47,8 @@ def cancel(ledger: Ledger, name: str | None) -> Json:
                 files = resume.rescues(run.dag) if run.dag and run.path.is_dir() else []
                 rescue = files[-1].name if files else None
                 return {"run": chosen, "state": run.state, "rescue": rescue}
+        if not there:
+            raise UserError(f"{chosen} is not in the queue: `condorctl resume {chosen}` goes on", 1)
         if time.monotonic() > deadline:
             raise UserError(f"{chosen} is still being removed: `condorctl status {chosen}`", 3)
         time.sleep(_INTERVAL_S)

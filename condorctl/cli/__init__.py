@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from condorctl.cli import (  # each adds its commands
+    adopted,
     files,
     look,
     messages,
@@ -20,7 +21,19 @@ from condorctl.cli import (  # each adds its commands
 from condorctl.cli.app import app
 from condorctl.errors import UserError
 
-__all__ = ["app", "files", "look", "main", "messages", "pools", "runs", "serve", "specs", "why"]
+__all__ = [
+    "adopted",
+    "app",
+    "files",
+    "look",
+    "main",
+    "messages",
+    "pools",
+    "runs",
+    "serve",
+    "specs",
+    "why",
+]
 
 
 def main() -> None:

@@ -38,7 +38,10 @@ JobName = Annotated[
 ]
 PipelineName = Annotated[
     str,
-    typer.Argument(help="A name in jobs/, or a YAML file.", autocompletion=complete.pipelines),
+    typer.Argument(
+        help="A name in jobs/, a YAML file, or a DAG or submit file.",
+        autocompletion=complete.pipelines,
+    ),
 ]
 SiteName = Annotated[
     str | None,

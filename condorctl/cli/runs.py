@@ -8,6 +8,7 @@ import typer
 
 from condorctl import api, terminal
 from condorctl.cli import complete
+from condorctl.cli.adopted import jobs_of
 from condorctl.cli.app import (
     JobName,
     Json,
@@ -55,6 +56,9 @@ def submit(
 ) -> None:
     """Submit a pipeline as a DAG; print the run's name and the DAG's job id.
 
+    A path to a DAG or a submit file of your own is submitted as HTCondor's tools would, from this
+    folder; what the submit language runs while it is read (include command) is run.
+
     A stage whose command, code, inputs, environment and image are those of a stage that is done
     is not run again: its outputs are taken over, once their hashes have been checked. With --from
     that is decided by you.
@@ -66,7 +70,8 @@ def submit(
     if as_json and not follow:
         terminal.print_json(view)
     elif not as_json:
-        print(f"{view['run']}: DAG job {view['dag']}, folder {view['folder']}", flush=True)
+        what = f"DAG job {view['dag']}" if view["dag"] else f"jobs {jobs_of(view)}"
+        print(f"{view['run']}: {what}, folder {printable(view['folder'])}", flush=True)
     if follow:
         watch(view["run"], as_json)
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from condorctl import api, terminal
-from condorctl.cli.app import Json, RunName, app
+from condorctl.cli import complete
+from condorctl.cli.app import Json, app
 from condorctl.errors import printable
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -16,7 +17,14 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @app.command()
 def web(
-    run: RunName = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN",
+            help="The run to begin with, else all; to export, else the latest.",
+            autocompletion=complete.runs,
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 0,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     export: Annotated[

@@ -35,7 +35,8 @@ def stage(name: str, *jobs: Job, **values: Any) -> Stage:
 def run(*stages: Stage, folder: Path = Path("/nowhere"), **values: Any) -> Run:
     known: dict[str, Any] = {
         "name": "p-1", "kind": "pipeline", "pipeline": "p", "owner": "me", "schedd": "s",
-        "params": {}, "provenance": {}, "submitted": 0.0, "cluster": 9, "earlier": [], "state": "running",
+        "params": {}, "provenance": {}, "submitted": 0.0, "cluster": 9,
+        "earlier": [], "state": "running",
     }  # fmt: skip
     return Run(folder=str(folder), stages=list(stages), **{**known, **values})
 

@@ -18,7 +18,13 @@ _GENERATE = Path(__file__).parents[2] / "docs" / "generate.py"
 
 # How a command shows what its function returns, and what needs a terminal.
 _SHOWING = {"as_json", "as_csv", "as_markdown", "every"}
-_MORE = {"results": {"save"}, "submit": {"follow"}, "resume": {"follow"}, "status": {"live"}}
+_MORE = {
+    "logs": {"follow"},
+    "results": {"save"},
+    "resume": {"follow"},
+    "status": {"live"},
+    "submit": {"follow"},
+}
 # Gives this process away to another program.
 _NO_FUNCTION = {"pool_run"}
 

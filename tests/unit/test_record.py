@@ -1,0 +1,115 @@
+"""The record that a job's node writes: what stage.sh puts there, and what is believed of it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from condorctl import job, record
+from condorctl.ledger import Job, Run, Stage
+
+STAGE = Path(job.__file__).with_name("stage.sh")
+SHA = "a" * 64
+
+
+def stage(*words: str, **environment: str) -> int:
+    command = ["/bin/sh", str(STAGE), *words]
+    return subprocess.run(command, env=environment or None, timeout=30).returncode
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_every_file_of_every_output_is_recorded_whatever_it_is_called(project: Path) -> None:
+    names = ["a b.txt", "back\\slash", "tab\there", "é", "-dash", "*", "$HOME"]
+    script = "".join(f"printf '%s' '{name}' >'{name}'; " for name in names if name != "-dash")
+    script += "printf %s -dash >./-dash; rm d; mkdir -p d/deep; printf 1 >'d/deep/line\nbreak'"
+    words = [f"./{name}" if name.startswith("-") else name for name in names]
+    assert stage(*words, "d", "--", "sh", "-c", script) == 0
+    found = record.load(Path(record.FILE))
+    assert found.exit_code == 0
+    assert found.machine["start"] <= found.machine["end"]
+    assert {"host", "kernel"} <= set(found.machine)
+    wanted = {name: (len(name.encode()), sha256(name)) for name in names}
+    # Of the name with a line break sha256sum's escaped form is read; its size is not known.
+    assert found.files == wanted
+
+
+@pytest.mark.parametrize(("code", "told"), [(5, 3), (3, 3), (4, 4), (0, 0)])
+def test_one_final_code_stands_for_all_and_the_record_has_the_real_one(
+    project: Path, code: int, told: int
+) -> None:
+    assert stage("--final", "3,5", "out", "--", "sh", "-c", f"echo x >out; exit {code}") == told
+    assert record.load(Path(record.FILE)).exit_code == code
+
+
+def test_a_node_with_no_more_than_a_shell_runs_the_job_all_the_same(
+    project: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    for tool in ("sh", "mkdir"):
+        (bare / tool).symlink_to(shutil.which(tool) or "")
+    words = ["out", "d/x", "--", "sh", "-c", "echo x >out; echo y >d/x"]
+    assert stage(*words, PATH=str(bare)) == 0
+    found = record.load(Path(record.FILE))
+    assert (found.exit_code, found.files) == (0, {})
+
+
+def test_the_gpus_are_those_that_the_job_may_use(project: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    # The form is that of nvidia-smi's --query-gpu; no GPU is needed to read it.
+    (tools / "nvidia-smi").write_text(
+        "#!/bin/sh\n"
+        "echo '0, GPU-11aa, NVIDIA H200, 143771, 570.86'\n"
+        "echo '1, GPU-22bb, NVIDIA H200, 143771, 570.86'\n"
+    )
+    (tools / "nvidia-smi").chmod(0o755)
+    path = f"{tools}:/usr/bin:/bin"
+    gpu = {"name": "NVIDIA H200", "memory_mb": 143771}
+    for devices, count in [("GPU-22bb", 1), ("GPU-22", 1), ("0,1", 2), ("10000", 0), ("", 0)]:
+        assert stage("--", "true", PATH=path, CUDA_VISIBLE_DEVICES=devices) == 0
+        machine = record.load(Path(record.FILE)).machine
+        assert machine.get("gpus", []) == [gpu] * count
+        assert machine.get("driver") == ("570.86" if count else None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "\0\xff", "something else\n", "condorctl-job 1",
+        "condorctl-job 1\nexit\nstart x\nend -1\ngpu\ngpu ,,,,\ngpu a,b\nhost\n\nfiles\n\n",
+        f"condorctl-job 1\nexit {'9' * 400}\nfiles\nbytes {'9' * 400} x\n{SHA}  x\n",
+        f"condorctl-job 1\nfiles\n{SHA}  ../../etc/passwd\nbytes 1 ../../etc/passwd\n",
+        f"condorctl-job 1\nfiles\n{SHA}  /etc/passwd\nbytes 1 /etc/passwd\n",
+        f"condorctl-job 1\nfiles\n{SHA[1:]}  x\nbytes 1 x\n",
+    ],
+)  # fmt: skip
+def test_what_has_not_the_form_is_passed_over(project: Path, text: str) -> None:
+    Path("1.job").write_bytes(text.encode("latin-1"))
+    found = record.load(Path("1.job"))
+    assert (found.files, found.exit_code, found.machine.get("gpus")) == ({}, None, None)
+
+
+def test_an_exit_code_is_believed_only_where_one_stands_for_others(project: Path) -> None:
+    (project / "s").mkdir()
+    run = Run(name="p-1", kind="pipeline", folder=str(project))
+    for codes, exit_code, written, expected in [
+        ([3, 5], 3, "5", 5), ([3, 5], 3, "0", 3), ([3, 5], 1, "5", 1), ([], 3, "5", 3),
+    ]:  # fmt: skip
+        one = Stage(name="s", run=run, final_exit_codes=codes)
+        ended = Job(stage=one, cluster=7, proc=0, exit_code=exit_code)
+        (project / "s" / "7.job").write_text(
+            f"condorctl-job 1\nhost h\nexit {written}\nfiles\n{SHA}  x\nbytes 3 x\n"
+        )
+        record.read(ended)
+        record.read(ended)
+        assert ended.exit_code == expected
+        assert ended.machine == {"host": "h"}
+        assert [(o.path, o.bytes, o.sha256) for o in ended.written] == [("x", 3, SHA)]
