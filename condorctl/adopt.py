@@ -20,11 +20,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from condorctl import ads, cluster, dagman, events
+from condorctl import ads, cluster, dagman, events, find
 from condorctl.errors import UserError
 from condorctl.ledger import Job, Ledger, LogPosition, Run, Stage
 
-_SCHEDULER_UNIVERSE = 7
 _CLUSTER = re.compile(r"(?:(?P<schedd>.+)#)?(?P<cluster>\d{1,10})(?:\.(?P<proc>\d{1,10}))?")
 _RUN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 _LOG = ".dagman.log"
@@ -268,6 +267,11 @@ def _enter_dag(ledger: Ledger, told: _Dag, schedd: str, name: str | None, exact:
             session.add(run)
             chosen = run.name
     events.sync(ledger)
+    past = cluster.history(
+        " || ".join(f"DAGManJobId == {one}" for one, _ in told.begun), told.begun[0][1] - 60
+    )
+    with ledger.session() as session:
+        ads.recall(find.run(session, chosen), past)
     return chosen
 
 
@@ -296,7 +300,7 @@ def _ads(number: int) -> list[Ad]:
 
 
 def _is_dagman(ad: Ad) -> bool:
-    universe = ad.get("JobUniverse") == _SCHEDULER_UNIVERSE
+    universe = ad.get("JobUniverse") == ads.SCHEDULER_UNIVERSE
     return universe and str(ad.get("UserLog", "")).endswith(_LOG)
 
 

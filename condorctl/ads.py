@@ -21,6 +21,8 @@ from condorctl.ledger import Job, JobState, Run, Stage
 
 Ad = dict[str, Any]
 
+# Jobs that the schedd starts itself, DAGMan above all.
+SCHEDULER_UNIVERSE = 7
 # JobStatus: HTCondor manual, "Job ClassAd Attributes"; 6 is the sending of output.
 IDLE, _REMOVED, _COMPLETED, _HELD = 1, 3, 4, 5
 _STATES = {1: "idle", 2: "running", 3: "removed", 5: "held", 6: "running", 7: "suspended"}
@@ -190,6 +192,31 @@ def apply(session: Session, run: Run, told: Told) -> Iterator[tuple[Job, Ad]]:
                 _vanish(job, run.seen or job.submitted)
 
 
+def recall(run: Run, past: Sequence[Ad]) -> None:
+    """Enter what the history tells of the jobs of the DAG `run`, whose log begins anew each time.
+
+    Also of jobs that the log does not tell of any more.
+    """
+    stages = {stage.name: stage for stage in run.stages}
+    jobs = {(job.cluster, job.proc): job for stage in run.stages for job in stage.jobs}
+    for ad in sorted(past, key=lambda ad: (ad["ClusterId"], ad["ProcId"])):
+        job, stage = (
+            jobs.get((ad["ClusterId"], ad["ProcId"])),
+            stages.get(ad.get("DAGNodeName", "")),
+        )
+        if job is None and stage is None:
+            continue
+        if job is None and stage is not None:
+            job = add(stage, ad)
+            _enter_state(job, ad)
+        if job is not None:
+            enter(job, ad, run.kind)
+    for stage in run.stages:
+        clusters = sorted({job.cluster for job in stage.jobs})
+        for job in stage.jobs:
+            job.attempt = clusters.index(job.cluster) + 1
+
+
 def takes_all(run: Run) -> bool:
     """Whether all processes of its clusters belong to the run, not only one that was named."""
     return run.provenance.get("proc") is None
@@ -232,6 +259,9 @@ def enter(job: Job, ad: Ad, kind: str) -> None:
     job.spooled = bool(ad.get("StageInFinish"))
     job.cpus = ad.get("CpusProvisioned", job.cpus)
     job.gpus = ad.get("GPUsProvisioned", job.gpus)
+    if ad.get("JobUniverse") == SCHEDULER_UNIVERSE:
+        # The DAGMan of a sub-DAG: it runs beside the schedd, in nobody's slot.
+        job.cpus = job.gpus = 0
     ended = ad["JobStatus"] in (_REMOVED, _COMPLETED)
     if job.state == "unknown" or (kind == "jobs" and (ended or not has_log(job))):
         _enter_state(job, ad)

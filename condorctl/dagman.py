@@ -8,6 +8,7 @@ stands in the rescue file and the metrics file that it leaves when it ends (HTCo
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import re
@@ -32,13 +33,13 @@ _RETRY = re.compile(
     rb"(?:[ \t]+UNLESS-EXIT[ \t]+(?P<final>\d{1,3}))?"
 )
 _ALL_NODES = "ALL_NODES"
-# What DAGMan says where it stops; each line starts with date and time.
-_SAID = re.compile(r"^\d\d/\d\d/\d\d \d\d:\d\d:\d\d (?P<text>.*)$", re.MULTILINE)
-_ERROR = re.compile(r"ERROR|Processing error|Failed to parse|Warning is fatal", re.IGNORECASE)
 _STARTING = "(CONDOR_DAGMAN) STARTING UP"
 _FROM_RESCUE = re.compile(r"USING RESCUE DAG (?P<file>\S.*)")
-# It has no schedd to talk to here, which is as it should be.
-_NO_ERROR = re.compile(r"Queue manager not initialized|security session|condor_rm|Failed to parse ")
+# What DAGMan says where it stops; each line starts with date and time.
+_SAID = re.compile(r"^\d\d/\d\d/\d\d \d\d:\d\d:\d\d (?P<text>.*)$", re.MULTILINE)
+_ERROR = re.compile(r"^ERROR|^Processing error|^Warning|Invalid|REJECT")
+# What comes before it is about the machine; here it has no schedd to talk to.
+_PARSING = re.compile(r"Parsing \d+ dagfiles")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def graph(
     version = cluster.version()
     with tempfile.TemporaryDirectory(prefix="dag-") as temporary:
         place = Path(temporary)
-        copies = _copies(files, rescue, place)
+        copies = _copies(files, place)
         where = files[0].parent if in_place and len(files) == 1 else folder
         _run(copies, where, place, version)
         try:
@@ -72,6 +73,9 @@ def graph(
         except OSError:
             raise UserError(f"{files[0].name}: {_why(place / 'log')}") from None
     needs, done = _parse(text)
+    if rescue:
+        # It names nodes of splices, which a DAG itself may not.
+        done |= _rescued(rescue)[0]
     retries: dict[str, tuple[int, int | None]] = {}
     for match in _RETRY.finditer(files[0].read_bytes()) if len(files) == 1 else ():
         final = int(match["final"]) if match["final"] else None
@@ -81,7 +85,7 @@ def graph(
     return Graph(needs, frozenset(done), retries)
 
 
-def _copies(files: Sequence[Path], rescue: Path | None, place: Path) -> list[Path]:
+def _copies(files: Sequence[Path], place: Path) -> list[Path]:
     copies = []
     for number, file in enumerate(files):
         try:
@@ -92,8 +96,6 @@ def _copies(files: Sequence[Path], rescue: Path | None, place: Path) -> list[Pat
             # Of several the first one counts: the user's own is not to be written to.
             text = f"JOBSTATE_LOG {place}/jobstate\n".encode() + text
         if number == len(files) - 1:
-            if rescue and len(files) == 1:
-                text += b"\n" + rescue.read_bytes()
             # And of these the last one.
             text += f"\nDOT {place}/graph.dot OVERWRITE\n".encode()
         copies.append(place / f"{number}.dag")
@@ -112,6 +114,7 @@ def _run(copies: Sequence[Path], folder: Path, place: Path, version: str) -> Non
         "_CONDOR_DAGMAN_LOG": str(place / "log"),
         "_CONDOR_MAX_DAGMAN_LOG": "0",
         "_CONDOR_DAGMAN_USE_STRICT": "0",
+        "_CONDOR_DAGMAN_STARTUP_CYCLE_DETECT": "true",
         # What it cannot read it would try to remove from the queue.
         "_CONDOR_DAGMAN_CONDOR_RM_EXE": "/bin/true",
     }
@@ -146,31 +149,38 @@ def _parse(text: str) -> tuple[dict[str, list[str]], set[str]]:
 
 def ordered(needs: dict[str, list[str]]) -> list[str]:
     """The nodes, each after those it waits for, otherwise in their own order."""
-    found: dict[str, None] = {}
-    for first in needs:
-        # A DAG may be deeper than Python's stack.
-        stack = [first]
-        while stack:
-            name = stack[-1]
-            waiting = [need for need in needs[name] if need in needs and need not in found]
-            if name in found or not waiting:
-                found[name] = None
-                stack.pop()
-            else:
-                stack.extend(reversed(waiting))
-    return list(found)
+    left = {name: {need for need in found if need in needs} for name, found in needs.items()}
+    place = {name: position for position, name in enumerate(needs)}
+    children: dict[str, list[str]] = {name: [] for name in needs}
+    for name, found in left.items():
+        for need in found:
+            children[need].append(name)
+    ready = [position for name, position in place.items() if not left[name]]
+    names, order = list(needs), []
+    while ready:
+        name = names[heapq.heappop(ready)]
+        order.append(name)
+        for child in children[name]:
+            left[child].discard(name)
+            if not left[child]:
+                heapq.heappush(ready, place[child])
+    return order
 
 
 def _why(log: Path) -> str:
     """What DAGMan said when it gave up."""
     with suppress(OSError):
         text = log.read_text(encoding="utf-8", errors="replace")
-        said = [match["text"] for match in _SAID.finditer(text)]
-        told = [line for line in said if _ERROR.search(line) and not _NO_ERROR.search(line)]
+        text = text[max((match.end() for match in _PARSING.finditer(text)), default=0) :]
+        told = [match["text"] for match in _SAID.finditer(text) if _ERROR.search(match["text"])]
         if told:
-            words = "; ".join(told)
-            # It calls the DAG by the name of our copy.
-            return f"DAGMan cannot read it: {re.sub(r'/[^ ]*/[0-9]+[.]dag', 'the DAG', words)}"
+            # It calls the DAG by the name of our copy, whose first line is ours.
+            words = re.sub(
+                r"(?:/\S*)?/\d+\.dag(?::(\d+))?",
+                lambda place: f"line {int(place[1]) - 1}" if place[1] else "the DAG",
+                "; ".join(told),
+            )
+            return f"DAGMan cannot read it: {words}"
     return "DAGMan cannot read it, and does not say why"
 
 
@@ -202,10 +212,16 @@ def verdict(dag: Path, begun: float) -> Verdict:
     rescues = [file for file in rescue_files(dag) if file.stat().st_mtime >= begun - 1]
     if not rescues:
         return Verdict(False)
+    done, failed = _rescued(rescues[-1])
+    return Verdict(False, frozenset(done), frozenset(failed))
+
+
+def _rescued(file: Path) -> tuple[set[str], set[str]]:
+    """The nodes that a rescue file calls done, and those that it calls failed."""
     done: set[str] = set()
     failed: set[str] = set()
     listing = False
-    for line in rescues[-1].read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         if listing:
             names = line.lstrip("# ").rstrip().split(",")
             failed.update(name for name in names if name and name != "<ENDLIST>")
@@ -214,7 +230,7 @@ def verdict(dag: Path, begun: float) -> Verdict:
             listing = line.rpartition(":")[2].strip() != "0"
         elif line.startswith("DONE "):
             done.add(line.split()[1])
-    return Verdict(False, frozenset(done), frozenset(failed))
+    return done, failed
 
 
 def rescue_files(dag: Path) -> list[Path]:

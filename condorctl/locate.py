@@ -210,6 +210,18 @@ def spooled(target: Target, deadline: Deadline) -> tuple[Target, str | None]:
     return asked(target), evicted.bring(target.number, deadline) if queued else None
 
 
+def check_schedd(target: Target) -> None:
+    """Raise UserError when the job is at another schedd than this process talks to.
+
+    That one may have given the same number to another job.
+    """
+    schedd = target.id.rpartition("#")[0]
+    if schedd != cluster.schedd_name():
+        raise UserError(
+            f"{target.label}: it is at schedd {schedd}, which is not the one asked from here", 3
+        )
+
+
 def missing_folder(target: Target) -> UserError:
     """What to say when the job's folder is not there."""
     if target.cleaned:
@@ -223,6 +235,7 @@ def _ad(target: Target) -> tuple[cluster.Ad, bool]:
     """What the schedd knows of the job, and whether it is in the queue."""
     number, _, proc = target.number.partition(".")
     with suppress(UserError):
+        check_schedd(target)
         ad, queued = cluster.job_ad(int(number), int(proc), _JOB_ATTRIBUTES) or ({}, False)
         # A schedd that was set up anew gives the same numbers to others.
         if abs(float(ad.get("QDate", target.submitted)) - target.submitted) < _SAME_S:
@@ -232,7 +245,10 @@ def _ad(target: Target) -> tuple[cluster.Ad, bool]:
 
 def kept(target: Target) -> Path | None:
     """The schedd's own folder of a job that has left its slot and has not ended."""
-    if target.starts and target.state in {"idle", "held", "disconnected"}:
+    if target.row is None or not target.starts:
+        return None
+    if target.state in {"idle", "held", "disconnected"}:
+        check_schedd(target)
         return evicted.folder(target.number)
     return None
 

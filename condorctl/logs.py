@@ -118,6 +118,7 @@ class Log:
         return text[told.bytes :]
 
     def _running(self, deadline: Deadline) -> Iterator[bytes]:
+        locate.check_schedd(self.target)
         job = self.target.number
         try:
             if self._told.bytes < _CHEAP:

@@ -19,6 +19,8 @@ from condorctl import cluster
 Ad = dict[str, Any]
 
 _TIMEOUT_S = 60
+# Characters of a clause: one that is made of many is not read to its end.
+_LONGEST = 1000
 # Longer than that a condition is not written out: nobody would read it.
 _LONGEST = 2000
 # Of a job, what explaining it takes.
@@ -147,18 +149,17 @@ def _count(word: str, slots: int) -> int:
 
 def _spelled(condition: str, whole: dict[int, str]) -> str:
     """`condition` with its references to other clauses written out."""
-    known: dict[int, str] = {}
+    spelled: dict[int, str] = {}
+    for number in sorted(whole):
+        # A clause refers to earlier ones alone.
+        text = _written(whole[number], spelled)
+        spelled[number] = f"({text})" if _REFERENCE.search(whole[number]) else text
+    return _written(condition, spelled)
 
-    def written(found: re.Match[str]) -> str:
-        number = int(found[1])
-        text = known.get(number, found[0])
-        return f"({text})" if _REFERENCE.search(whole.get(number, "")) else text
 
-    # HTCondor refers back only. What does not come from it may do otherwise, or grow without end.
-    for number, text in sorted(whole.items()):
-        spelled = _REFERENCE.sub(written, text)
-        known[number] = spelled if len(spelled) <= _LONGEST else text
-    return _REFERENCE.sub(written, condition)
+def _written(condition: str, spelled: dict[int, str]) -> str:
+    text = _REFERENCE.sub(lambda found: spelled.get(int(found[1]), found[0]), condition)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
 
 
 def jobs(clusters: Collection[int]) -> list[Ad]:

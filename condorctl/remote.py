@@ -203,7 +203,8 @@ class _Fetch:
 
     def _from_where_it_is(self) -> None:
         target = self.target
-        if target.state in {"running", "suspended"}:
+        if target.row is not None and target.state in {"running", "suspended"}:
+            locate.check_schedd(target)
             self._from_sandbox()
         elif kept := locate.kept(target):
             if not self._paths:

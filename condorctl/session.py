@@ -49,7 +49,7 @@ def enter(ledger: Ledger, job: str, command: Sequence[str], timeout: float) -> i
         check_terminal("name a command to run beside the job")
     number = running(ledger, job)
     wait(number, timeout)
-    return run(number, command, _to_stdout) if command else shell(number)
+    return run(number, command, to_stdout) if command else shell(number)
 
 
 def check_terminal(mend: str) -> None:
@@ -70,6 +70,7 @@ def running(ledger: Ledger, job: str) -> str:
     if target.state != "running":
         why = target.why_not or f"it is {target.state}"
         raise UserError(f"{target.label}: one can only enter a job that runs: {why}", 1)
+    locate.check_schedd(target)
     return target.number
 
 
@@ -147,6 +148,7 @@ def _shell_by_script(number: str) -> int:
     return answer.returncode
 
 
-def _to_stdout(text: bytes) -> None:
+def to_stdout(text: bytes) -> None:
+    """Write what a command says as it comes."""
     sys.stdout.buffer.write(text)
     sys.stdout.buffer.flush()

@@ -20,7 +20,7 @@ from condorctl.cli.app import (
     settings,
 )
 from condorctl.cli.look import watch
-from condorctl.errors import printable
+from condorctl.errors import UserError, printable
 
 Target = Annotated[
     str,
@@ -51,6 +51,19 @@ def submit(
     force: Annotated[
         bool, typer.Option("--force", help="Run every stage, also those that have not changed.")
     ] = False,
+    interactive: Annotated[
+        str | None,
+        typer.Option(
+            "--interactive",
+            metavar="STAGE",
+            help="Open a shell on a slot as this stage has it, instead; files of earlier stages "
+            "come from --reuse RUN.",
+        ),
+    ] = None,
+    command: Annotated[
+        str | None,
+        typer.Option("--command", "-c", help="With --interactive: run this line, no shell."),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show progress to the end.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -65,6 +78,10 @@ def submit(
 
     With --follow, exits with 1 when the run failed or is stuck.
     """
+    if interactive:
+        _enter(pipeline, interactive, settings(set_), site, reuse, command)
+    if command:
+        raise UserError("-c goes with --interactive STAGE")
     view = api.submit(pipeline, settings(set_), site, start or [], reuse, force)
     terminal.complain(view["remarks"])
     if as_json and not follow:
@@ -74,6 +91,23 @@ def submit(
         print(f"{view['run']}: {what}, folder {printable(view['folder'])}", flush=True)
     if follow:
         watch(view["run"], as_json)
+
+
+def _enter(
+    pipeline: str,
+    stage: str,
+    set_: dict[str, str],
+    site: str | None,
+    reuse: str | None,
+    command: str | None,
+) -> None:
+    from condorctl import interactive
+
+    def tell(line: str) -> None:
+        terminal.complain([line])
+
+    ledger = api.open_ledger()
+    raise typer.Exit(interactive.run(ledger, pipeline, stage, set_, site, reuse, command, tell))
 
 
 @app.command()

@@ -74,7 +74,7 @@ def status(condorctl: Condorctl) -> Callable[[str], Status]:
 def wait(status: Callable[[str], Status]) -> Callable[..., Status]:
     """Look at a run until `until` holds of it; fails after `timeout` seconds."""
 
-    def run(name: str, until: Callable[[Status], bool], timeout: float = 90) -> Status:
+    def run(name: str, until: Callable[[Status], bool], timeout: float = 240) -> Status:
         deadline = time.monotonic() + timeout
         while not until(view := status(name)):
             assert time.monotonic() < deadline, json.dumps(view, indent=2)

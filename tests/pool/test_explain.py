@@ -235,7 +235,7 @@ def test_a_busy_pool_a_run_that_is_well_and_a_schedd_that_is_silent(
 
     other = submit('stages:\n  waits: {command: [sleep, "1"]}\n')
     wait(other, lambda view: view["stages"]["waits"]["state"] == "idle")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     # The collector hears of the claim seconds after it was made.
     while "is busy" not in (told := explain("waits"))["cause"]:
         assert time.monotonic() < deadline, told
@@ -254,5 +254,5 @@ def test_a_busy_pool_a_run_that_is_well_and_a_schedd_that_is_silent(
     assert "no HTCondor answers" in silent["note"]
     assert " ago" in silent["note"]
     condor("condor_rm", view["dag"].rpartition("#")[2])
-    wait(other, lambda view: view["state"] == "done", timeout=60)
+    wait(other, lambda view: view["state"] == "done", timeout=200)
     assert explain("waits")["cause"].startswith("it ended well on ")

@@ -226,7 +226,7 @@ def test_a_running_job_shows_its_epoch_and_gives_its_files(
     condorctl("pool", "run", "condor_rm", later["dag"].split("#")[1])
     gone = wait(name, done)
     assert (gone["state"], gone["stages"]["train"]["state"]) == ("removed", "removed")
-    assert "it was removed" in one_error_line(condorctl("fetch", job))
+    assert "it was removed" in condorctl("fetch", job).stderr
 
 
 def test_logs_come_by_condor_tail_where_ssh_is_not_allowed(

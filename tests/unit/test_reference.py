@@ -23,7 +23,7 @@ _MORE = {
     "results": {"save"},
     "resume": {"follow"},
     "status": {"live"},
-    "submit": {"follow"},
+    "submit": {"follow", "interactive", "command"},
 }
 # Gives this process away to another program.
 _NO_FUNCTION = {"pool_run"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -38,7 +39,7 @@ START = 1_700_000_000.0
 
 
 @pytest.fixture
-def ledger(project: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+def ledger(engine: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
     """An empty ledger; no pool answers."""
     monkeypatch.setenv("CONDOR_CONFIG", "/dev/null")
     monkeypatch.setenv("XDG_STATE_HOME", str(project / "none"))
@@ -47,8 +48,9 @@ def ledger(project: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
 
 def add_run(ledger: Ledger, folder: Path, name: str = "p-1", **more: Any) -> None:
     """A run that has ended: `train` done with curves and results, `test` held, `rest` waits."""
+    schedd = str(more.setdefault("schedd", "s"))
     train = Job(
-        schedd="s", cluster=7, proc=0, attempt=1, state="completed", submitted=START,
+        schedd=schedd, cluster=7, proc=0, attempt=1, state="completed", submitted=START,
         started=START + 5, starts=1, finished=START + 65, host="slot1@node", exit_code=0, cpus=2,
         usage={"memory_mb": 100, "cpu_s": 90},
         progress={"epoch": 3, "epochs": 3, "metrics": {"loss": 0.25}},
@@ -60,7 +62,7 @@ def add_run(ledger: Ledger, folder: Path, name: str = "p-1", **more: Any) -> Non
         checkpoints=[Checkpoint(path=EVIL, epoch=3, bytes=10, sha256="0" * 64)],
     )  # fmt: skip
     test = Job(
-        schedd="s", cluster=8, proc=0, attempt=1, state="held", submitted=START, hold_code=34,
+        schedd=schedd, cluster=8, proc=0, attempt=1, state="held", submitted=START, hold_code=34,
         hold_subcode=102, hold_reason=EVIL,
         states=[JobState(state="held", time=START + 70)],
     )  # fmt: skip
@@ -69,7 +71,7 @@ def add_run(ledger: Ledger, folder: Path, name: str = "p-1", **more: Any) -> Non
         session.add(
             Run(
                 name=name, pipeline="p", folder=str(folder), dag_file=str(folder / "p.dag"),
-                owner="me", schedd="s", **(values | more),
+                owner=getpass.getuser(), **(values | more),
                 stages=[
                     Stage(name="train", position=0, needs=[], jobs=[train]),
                     Stage(name="test", position=1, needs=["train"], jobs=[test]),
@@ -238,7 +240,7 @@ def test_output_that_is_no_plain_file_is_not_read(
 
 def test_the_file_to_pass_on_is_whole_and_inert(ledger: Ledger, project: Path) -> None:
     add_run(ledger, project)
-    add_run(ledger, project, "p-2")
+    add_run(ledger, project, "p-2", schedd="t")
     file = project / "run <1>.html"
     assert api.web("p-1", export=file) == {"run": "p-1", "file": str(file)}
     text = file.read_text(encoding="utf-8")
