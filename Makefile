@@ -48,8 +48,7 @@ endef
 test: $(STAMP)
 	@sh -c '$(need_chromium)'
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/pytest tests/unit
-	$(BIN)/pytest -n 2 --dist loadfile tests/pool
+	$(BIN)/pytest tests/unit tests/pool
 
 check: $(STAMP) lint
 	$(BIN)/pytest -q tests/unit
