@@ -33,6 +33,15 @@ def pool() -> Iterator[Path]:
             subprocess.run([*command, "down"], check=True, stdin=subprocess.DEVNULL)
 
 
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that fails half-way must not keep the cores from those after it."""
+    yield
+    if "pool" in request.fixturenames:
+        remove = [sys.executable, "-m", "condorctl", "pool", "run", "condor_rm", "-all"]
+        subprocess.run(remove, stdin=subprocess.DEVNULL, capture_output=True)
+
+
 @pytest.fixture
 def condor(pool: Path, condorctl: Condorctl) -> Callable[..., str]:
     """Run one of HTCondor's own tools on the test pool; return what it printed."""
