@@ -169,7 +169,8 @@ def _adopt_cluster(
                 one.states.clear()
                 ad = {**ad, "JobStatus": ads.IDLE}
             ads.enter(one, ad, "jobs")
-        ads.conclude(run)
+        session.flush()
+        ads.conclude(session, run)
         chosen = run.name
     events.sync(ledger)
     return chosen

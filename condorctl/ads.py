@@ -7,7 +7,7 @@ are. A run that neither queue nor history knows is "unknown": nobody can say how
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,8 @@ class Wanted:
     dag: int | None = None
     log: str | None = None
     may_be_gone: bool = False
+    # Whether the history has been searched for it in vain; that is long, and does not grow.
+    unknown: bool = False
     # Whether jobs that have ended lack what only an ad tells.
     past: bool = False
     # Of jobs without a DAG: those that have not ended.
@@ -71,13 +73,15 @@ def wanted(session: Session, run: Run) -> Wanted | None:
     if run.kind == "jobs":
         if run.finished:
             return None
-        left = [job for stage in run.stages for job in stage.jobs if job.state not in _ENDED]
+        jobs = select(Job.cluster, Job.proc, Job.state).join(Stage)
+        jobs = jobs.where(Stage.run_id == run.id, Job.state.not_in(_ENDED))
+        left = list(session.execute(jobs))
         return Wanted(
             run.id,
             run.schedd,
             run.submitted,
-            jobs=frozenset((job.cluster, job.proc) for job in left),
-            known=frozenset((job.cluster, job.proc) for job in left if job.state != "unknown"),
+            jobs=frozenset((number, proc) for number, proc, _ in left),
+            known=frozenset((number, proc) for number, proc, state in left if state != "unknown"),
         )
     past = run.kind == "dag" and _lacks(session, run)
     if run.cluster is None:
@@ -92,6 +96,7 @@ def wanted(session: Session, run: Run) -> Wanted | None:
         dag=run.cluster,
         log=f"{run.dag_file}.dagman.log",
         may_be_gone=not (run.finished or run.spooled),
+        unknown=run.state == "unknown",
         past=past,
     )
 
@@ -126,7 +131,7 @@ def ask(runs: Sequence[Wanted]) -> Told:
                 told.present[one.run] = own[0]
             elif one.may_be_gone:
                 told.gone[one.run] = None
-                past.append(f"ClusterId == {one.dag}")
+                past += [] if one.unknown else [f"ClusterId == {one.dag}"]
             if one.past:
                 past.append(f"DAGManJobId == {one.dag}")
         else:
@@ -167,14 +172,17 @@ def apply(session: Session, run: Run, told: Told) -> Iterator[tuple[Job, Ad]]:
     if not (live or past) and run.kind != "jobs":
         return
     query = select(Job).join(Stage).where(Stage.run_id == run.id)
-    if run.kind != "jobs":
-        query = query.where(Job.finished.is_(None) | Job.iwd.is_(None))
+    query = query.where(Job.finished.is_(None) | Job.iwd.is_(None))
     jobs = {(job.cluster, job.proc): job for job in session.scalars(query)}
+    known = set(jobs)
+    if run.kind == "jobs":
+        every = select(Job.cluster, Job.proc).join(Stage).where(Stage.run_id == run.id)
+        known = {(number, proc) for number, proc in session.execute(every)}
     seen = set()
     for ad in (*past, *live):
         key = (ad["ClusterId"], ad["ProcId"])
         job = jobs.get(key)
-        if job is None and run.kind == "jobs" and takes_all(run):
+        if key not in known and run.kind == "jobs" and takes_all(run):
             job = jobs[key] = add(run.stages[0], ad)
         if job is None:
             continue
@@ -349,25 +357,25 @@ def lost(run: Run, told: Told, before: float) -> bool:
     return False
 
 
-def conclude(run: Run) -> None:
+def conclude(session: Session, run: Run) -> None:
     """The state of a run of jobs without a DAG, from those of its jobs."""
-    jobs = [job for stage in run.stages for job in stage.jobs]
-    counts = Counter(job.state for job in jobs)
-    going = next((state for state in _GOING if counts[state]), None)
+    jobs = select(Job.state, func.count(), func.max(Job.finished), func.max(Job.exit_code))
+    jobs = jobs.join(Stage).where(Stage.run_id == run.id).group_by(Job.state)
+    rows = list(session.execute(jobs))
+    counts = {state: count for state, count, _, _ in rows}
+    last = max((when for _, _, when, _ in rows if when is not None), default=run.submitted)
+    going = next((state for state in _GOING if state in counts), None)
     expected = run.provenance.get("procs") or 0
-    run.problem = None
-    if going is None and len(jobs) < expected:
+    if going is None and sum(counts.values()) < expected and time.time() - last < _UNDER_WAY_S:
         # The schedd makes the others of them later, unless somebody has removed what is left.
-        last = max((job.finished or 0.0 for job in jobs), default=0.0)
-        going = "idle" if time.time() - last < _UNDER_WAY_S else None
+        going = "idle"
+    run.problem = None
+    if going == "unknown":
+        known = "neither the queue nor the history of its schedd knows"
+        run.problem = f"{known} {counts['unknown']} of its jobs: nobody can tell their end"
     if going:
         run.state, run.finished, run.exit_code = going, None, None
-        if going == "unknown":
-            known = "neither the queue nor the history of its schedd knows"
-            run.problem = f"{known} {counts['unknown']} of its jobs: nobody can tell their end"
         return
-    worst = next((state for state in ("failed", "removed") if counts[state]), "done")
-    run.state = worst
-    run.finished = max((job.finished or job.submitted for job in jobs), default=run.submitted)
-    codes = [job.exit_code for job in jobs if job.exit_code is not None]
-    run.exit_code = max(codes, default=None)
+    run.state = next((state for state in ("failed", "removed") if state in counts), "done")
+    run.finished = last
+    run.exit_code = max((code for *_, code in rows if code is not None), default=None)

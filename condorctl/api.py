@@ -444,9 +444,8 @@ def ssh(job: str, command: Sequence[str], timeout: float = 60.0) -> Json:
     from condorctl import session
 
     number = session.running(open_ledger(), job)
-    session.wait(number, timeout)
     output: list[bytes] = []
-    code = session.run(number, command, output.append)
+    code = session.run(number, command, output.append, timeout)
     return {"job": number, "exit_code": code, "output": b"".join(output).decode(errors="replace")}
 
 

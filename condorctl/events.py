@@ -115,7 +115,7 @@ def sync(ledger: Ledger) -> Unknown:
                 if ads.lost(run, told, before):
                     _conclude(session, run)
             if run.kind == "jobs":
-                ads.conclude(run)
+                ads.conclude(session, run)
     return Unknown(None, tuple(damaged))
 
 
@@ -145,15 +145,17 @@ def _read_logs(session: Session, run: Run) -> None:
 
 
 def _read_job_logs(session: Session, run: Run) -> None:
-    reading = _Reading(session, run, True)
-    jobs = [job for stage in run.stages for job in stage.jobs]
-    numbers = {job.cluster for job in jobs}
-    for log in sorted({job.log for job in jobs if job.log}):
+    jobs = select(Job.log, Job.cluster).join(Stage).where(Stage.run_id == run.id).distinct()
+    rows = list(session.execute(jobs))
+    numbers = {number for _, number in rows}
+    reading: _Reading | None = None
+    for log in sorted({log for log, _ in rows if log}):
         # Jobs of many runs may share one log, and each run reads it for itself.
         for event in _new_events(session, Path(log), f"{log}#{run.id}"):
             if event.get("Cluster") in numbers:
+                reading = reading or _Reading(session, run, True)
                 _apply_to_job(reading, event)
-    ads.conclude(run)
+    ads.conclude(session, run)
 
 
 def _conclude(session: Session, run: Run) -> None:
@@ -390,7 +392,6 @@ def _apply_to_job(reading: _Reading, event: Event) -> None:
         _read_slot(job, event)
         _read_usage(job, event)
         if reading.run.kind == "pipeline":
-            reading.session.flush()
             _read_metrics(reading.session, reading.run, job)
             read_record(job)
     if state in {"completed", "failed", "removed"}:
@@ -465,6 +466,7 @@ def _read_metrics(session: Session, run: Run, job: Job) -> None:
         lines = (folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
+    session.flush()  # its rows refer to the job's
     metrics: dict[tuple[int, str], Metric] = {}
     results: list[Result] = []
     records = [_record(line) for line in lines]

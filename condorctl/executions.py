@@ -91,4 +91,4 @@ def waited(job: Job, state: str, now: float) -> float:
 
 def _end(execution: Execution, when: float, state: str) -> None:
     execution.end = max(execution.start, when)
-    execution.ending = "evicted" if state == "idle" else state
+    execution.ending = {"idle": "evicted", "unknown": "lost"}.get(state, state)

@@ -49,6 +49,7 @@ _JOB = re.compile(r"(?:.+#)?\d+(?:\.\d+)?")
 # HTCondor's numbers of events (manual, "Job Event Log Codes").
 _SUBMIT, _EXECUTE, _EVICTED, _TERMINATED, _SHADOW, _ABORTED = 0, 1, 4, 5, 7, 9
 _SUSPENDED, _HELD, _POST, _REMOTE_ERROR, _DISCONNECTED, _NOT_RECONNECTED = 10, 12, 16, 21, 22, 24
+_HELD_STATUS = 5  # of JobStatus in the queue
 _WENT_WRONG = (_EVICTED, _SHADOW, _REMOTE_ERROR, _NOT_RECONNECTED)
 
 
@@ -171,7 +172,8 @@ class _View:
                 continue
             told = self.job(job)
             seen = told["analysis"] or {}
-            if seen.get("never") or seen.get("waited_s", 0) > LONG_S:
+            on_hold = told["state"] == "held" and seen.get("code") != holds.SPOOLING
+            if on_hold or seen.get("never") or seen.get("waited_s", 0) > LONG_S:
                 found.append(told)
         return found
 
@@ -289,7 +291,12 @@ class _View:
     # --- held ---
 
     def _held(self, job: Job) -> Json:
+        ad = self._ad(job) or {}
         reason, code, subcode = job.hold_reason or "", job.hold_code, job.hold_subcode
+        if job.state != "held":
+            # Submitted on hold, or spooled: that stands in the queue alone.
+            reason, code = str(ad.get("HoldReason", "")), ad.get("HoldReasonCode")
+            subcode = ad.get("HoldReasonSubCode")
         seen = traces.event(_logs(job), job.cluster, job.proc, [_HELD])
         hold = holds.explain(code, subcode, job.number, reason)
         told: Json = {
@@ -386,6 +393,8 @@ class _View:
                 "cause": "it is no longer in the queue, and its log does not tell how it ended",
                 "mend": f"`condorctl pool run condor_history {job.number}`",
             }
+        if ad.get("JobStatus") == _HELD_STATUS:
+            return {"state": "held", **self._held(job)}
         why = self._queue.waiting.get((job.schedd, job.cluster, job.proc))
         if why is None:
             return {**wait, "cause": "it is about to start, or has: its log is a moment behind"}

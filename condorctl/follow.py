@@ -51,7 +51,7 @@ def follow(ledger: Ledger, run: str, console: Console, quiet: bool = False) -> J
                 shown.draw(view)
             else:
                 lines.tell(view)
-            if view["finished"]:
+            if view["finished"] or view["state"] == "unknown":
                 break
             now = time.monotonic()
             stuck_since = (stuck_since or now) if status.is_stuck(view) else None
@@ -74,7 +74,7 @@ def watch(ledger: Ledger, run: str, console: Console) -> Json:
     with _Pauses() as pauses, _Screen(console) as shown:
         while True:
             view = look(ledger, run)
-            if view["finished"]:
+            if view["finished"] or view["state"] == "unknown":
                 return view
             shown.draw(view)
             pauses.wait(shown.keys)

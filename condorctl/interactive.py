@@ -41,8 +41,9 @@ _GONE_S = 20.0
 _SUBMIT_S = 120.0
 _RUNNING, _HELD = 2, 5
 
-# Without a session it ends after a minute; HTCondor keeps that folder while there is one.
-_WAIT = "sleep 60; while test -d .condor_ssh_to_job_1; do sleep 3; done"
+# HTCondor ends an interactive job with its session. One that nobody comes to ends by itself; that
+# folder is there while there is a session.
+_WAIT = "sleep 100; while test -d .condor_ssh_to_job_1; do sleep 3; done"
 
 
 def run(
@@ -81,10 +82,9 @@ def run(
         with _job(folder) as number:
             tell(f"job {number} waits for a slot; the stage's own command: {' '.join(one.command)}")
             _wait_for_slot(number)
-            session.wait(number, _ENTER_S)
             if command:
-                return session.run(number, [command], session.to_stdout)
-            return session.shell(number)
+                return session.run(number, [command], session.to_stdout, _ENTER_S)
+            return session.shell(number, _ENTER_S)
 
 
 def _bring_inputs(

@@ -187,7 +187,8 @@ def asked(target: Target) -> Target:
         return target
     folder = Path(str(ad.get("SUBMIT_Iwd") or ad.get("Iwd") or target.folder))
     out, err = (folder / str(ad[key]) if ad.get(key) else None for key in ("Out", "Err"))
-    return replace(target, folder=folder, out=out or target.out, err=err or target.err)
+    log = target.log if target.log.exists() else folder / target.log.name
+    return replace(target, folder=folder, out=out or target.out, err=err or target.err, log=log)
 
 
 def remaps(target: Target) -> dict[str, Path]:

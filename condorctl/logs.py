@@ -88,7 +88,7 @@ class Log:
         if target.row is not None and target.state in {"running", "suspended"}:
             yield from self._running(deadline)
         elif target.row is None or target.ended:
-            yield from self._file(target.out if self._what == "out" else target.err)
+            yield from self._file(self._path)
         elif kept := locate.kept(target):
             yield from self._file(kept / self._called)
 
@@ -96,6 +96,15 @@ class Log:
     def begun(self) -> bool:
         """Whether it has told anything."""
         return self._told.bytes > 0
+
+    @property
+    def _path(self) -> Path:
+        """Where HTCondor puts it on this machine."""
+        target = self.target
+        if target.spooled and not target.out.exists():
+            # The schedd has sent it to where the job was submitted from.
+            target = locate.asked(target)
+        return target.out if self._what == "out" else target.err
 
     @property
     def _called(self) -> str:
@@ -138,9 +147,7 @@ class Log:
             for header, stream in sandbox.get(self.target.number, [want], deadline):
                 if header.size < 0:
                     # With stream_output it is written here.
-                    yield from self._file(
-                        self.target.out if self._what == "out" else self.target.err
-                    )
+                    yield from self._file(self._path)
                     continue
                 if header.offset != self._told.bytes:
                     self._again()

@@ -43,8 +43,10 @@ def select(names: Iterable[str], pattern: str) -> list[str]:
 def _fits(name: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     if not pattern:
         return True
+    if pattern == ("**",):
+        return not any(part.startswith(".") for part in name)
     if not name:
-        return pattern == ("**",)
+        return False
     if pattern[0] == "**":
         hidden = name[0].startswith(".")
         return _fits(name, pattern[1:]) or (not hidden and _fits(name[1:], pattern))

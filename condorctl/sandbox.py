@@ -87,7 +87,7 @@ MISSING, _END, REFUSED, FOLDER = -1, -2, -3, -4
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/+=@:,")
 
 # condor_ssh_to_job says these while a job is starting; the next try may get through.
-_NOT_YET = re.compile(
+NOT_YET = re.compile(
     r"is not running|not yet ready|Failed to read address|starter address|Use -auto-retry",
     re.IGNORECASE,
 )
@@ -290,17 +290,11 @@ def connect(job: str, remote: str, deadline: Deadline, patience_s: float = 0.0) 
             complaint = far_side.complaint()
         if _SUSPENDED.search(complaint):
             raise NoSsh("it is suspended, and HTCondor lets nobody in then")
-        if not _NOT_YET.search(complaint):
+        if not NOT_YET.search(complaint):
             raise NoSsh(complaint or "condor_ssh_to_job ended without a word")
         if time.monotonic() - started >= patience_s:
             raise NotRunning(complaint)
         deadline.sleep(1.0)
-
-
-def wait_for_start(job: str, deadline: Deadline, patience_s: float) -> None:
-    """Return as soon as condor_ssh_to_job gets into the job; raises as `connect` does."""
-    with connect(job, command("printf .", []), deadline, patience_s):
-        pass
 
 
 def tail(job: str, name: str, limit: int, deadline: Deadline) -> bytes:
@@ -324,7 +318,7 @@ def tail(job: str, name: str, limit: int, deadline: Deadline) -> bytes:
 
 @contextmanager
 def tool(
-    words: Sequence[str], stderr: IO[bytes] | None, stdin: int | None = subprocess.DEVNULL
+    words: Sequence[str], stderr: IO[bytes] | int, stdin: int | None = subprocess.DEVNULL
 ) -> Iterator[subprocess.Popen[bytes]]:
     """One of HTCondor's tools, which is gone afterwards with all that it started."""
     try:
@@ -340,8 +334,8 @@ def tool(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        if process.stdout:
-            process.stdout.close()
+        for pipe in filter(None, (process.stdout, process.stderr)):
+            pipe.close()
 
 
 def _complaint(stderr: IO[bytes]) -> str:

@@ -1,12 +1,15 @@
 """A shell, or one command, beside a running job, through condor_ssh_to_job.
 
 Into a container the exit status is lost on the way, so a command's comes in-band, after its output.
+One session is all it takes: a job of `condor_submit -interactive` ends with the first.
 """
 
 from __future__ import annotations
 
+import grp
 import os
 import secrets
+import select
 import shlex
 import shutil
 import subprocess
@@ -16,19 +19,18 @@ import termios
 import time
 import tty
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
-from condorctl import events, locate, sandbox
+from condorctl import events, locate, pool, sandbox
 from condorctl.errors import UserError
 from condorctl.ledger import Ledger
-from condorctl.sandbox import Deadline
 
 _CHUNK = 1 << 20
 _LOST = 255
-# A session that ends sooner than this has never begun.
-_AT_ONCE_S = 5.0
 
 _RUN = r"""
-code=$(printf '%b.' "$1"); sh -c "${code%.}"; printf '%s%d\0' "$2" $?
+printf '%s' "$2"; code=$(printf '%b.' "$1"); sh -c "${code%.}"; printf '%s%d\0' "$2" $?
 """
 # `script` gives a shell a terminal of its own where sshd cannot.
 _SHELL = r"""
@@ -48,8 +50,7 @@ def enter(ledger: Ledger, job: str, command: Sequence[str], timeout: float) -> i
     if not command:
         check_terminal("name a command to run beside the job")
     number = running(ledger, job)
-    wait(number, timeout)
-    return run(number, command, to_stdout) if command else shell(number)
+    return run(number, command, to_stdout, timeout) if command else shell(number, timeout)
 
 
 def check_terminal(mend: str) -> None:
@@ -74,67 +75,131 @@ def running(ledger: Ledger, job: str) -> str:
     return target.number
 
 
-def wait(number: str, timeout: float) -> None:
-    """Return as soon as the job ``cluster.proc`` can be entered.
-
-    Raises UserError when it cannot be within `timeout` seconds.
-    """
-    try:
-        sandbox.wait_for_start(number, Deadline(), timeout)
-    except (sandbox.NotRunning, sandbox.NoSsh, sandbox.Broken) as error:
-        raise UserError(f"job {number} cannot be entered: {error}", 1) from None
-
-
-def run(number: str, command: Sequence[str], write: Callable[[bytes], object]) -> int:
+def run(
+    number: str, command: Sequence[str], write: Callable[[bytes], object], timeout: float
+) -> int:
     """Run a command in the sandbox of the job ``cluster.proc``; return its exit status.
 
     Its output is written as it comes. Standard input is passed on unless it is a terminal; its
-    standard error comes out at ours.
-    Raises UserError when the connection is lost.
+    standard error comes out at ours. Raises UserError when the job cannot be entered within
+    `timeout` seconds, and when the connection is lost.
     """
     line = command[0] if len(command) == 1 else shlex.join(command)
-    mark = secrets.token_hex(16).encode()
-    remote = sandbox.command(_RUN, [sandbox.encode(line), mark.decode()])
+    mark = secrets.token_hex(16)
+    remote = sandbox.command(_RUN, [sandbox.encode(line), mark])
     # In a session of its own it could not read from this terminal, but would be stopped for trying.
     stdin = subprocess.DEVNULL if sys.stdin.isatty() else None
-    with sandbox.tool(["condor_ssh_to_job", number, remote], None, stdin) as process:
-        assert process.stdout is not None
-        held = b""
-        while chunk := os.read(process.stdout.fileno(), _CHUNK):
-            held += chunk
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            with sandbox.tool(
+                ["condor_ssh_to_job", number, remote], subprocess.PIPE, stdin
+            ) as process:
+                begun, status, complaint = _listen(process, mark.encode(), write)
+        except sandbox.NoSsh as error:
+            raise UserError(f"job {number} cannot be entered: {error}", 1) from None
+        if status is not None:
+            return status
+        if begun:
+            raise UserError(f"job {number}: the connection was lost, or the job has ended", _LOST)
+        _again(number, complaint, end)
+
+
+def _listen(
+    process: subprocess.Popen[bytes], mark: bytes, write: Callable[[bytes], object]
+) -> tuple[bool, int | None, bytes]:
+    """Whether the command began, its exit status if it ended, what was said before it began."""
+    assert process.stdout is not None and process.stderr is not None
+    out, err = process.stdout.fileno(), process.stderr.fileno()
+    begun, held, complaint, going = False, b"", b"", {out, err}
+    while out in going:
+        ready, _, _ = select.select(list(going), [], [])
+        for source in ready:
+            chunk = os.read(source, _CHUNK)
+            if not chunk:
+                going.discard(source)
+            elif source == err and begun:
+                os.write(sys.stderr.fileno(), chunk)
+            elif source == err:
+                complaint += chunk
+            else:
+                held += chunk
+        if not begun and held.startswith(mark):
+            begun, held = True, held[len(mark) :]
+        if begun:
             output, found, status = held.partition(mark)
             if found and status.endswith(b"\0"):
                 write(output)
-                return int(status[:-1])
+                return True, int(status[:-1]), complaint
             if not found:
                 # The mark may have come in part.
                 keep = len(mark) - 1
                 write(held[:-keep])
                 held = held[-keep:]
+    if begun:
         write(held)
-    raise UserError(f"job {number}: the connection was lost, or the job has ended", _LOST)
+    return begun, None, complaint
 
 
-def shell(number: str) -> int:
+def shell(number: str, timeout: float) -> int:
     """A shell in the sandbox of the job ``cluster.proc`` at this terminal; returns its exit status.
 
-    Raises UserError when the node does not give it a terminal.
+    Raises UserError when the job cannot be entered within `timeout` seconds.
     """
-    began = time.monotonic()
-    with tempfile.TemporaryFile() as stderr:
-        answer = subprocess.run(["condor_ssh_to_job", number], stderr=stderr, check=False)
-        stderr.seek(0)
-        words = stderr.read().decode(errors="replace").strip()
-    if answer.returncode != _LOST or time.monotonic() - began > _AT_ONCE_S:
-        return answer.returncode
-    if "closed by remote host" not in words:
-        raise UserError(f"job {number}: {words.splitlines()[-1] if words else 'no shell'}", 1)
-    # sshd gives up where it may not hand the terminal to the group `tty`: a personal pool of
-    # root's is in a user namespace, which does not have that group.
-    return _shell_by_script(number)
+    end = time.monotonic() + timeout
+    while True:
+        with tempfile.TemporaryFile() as stderr:
+            # What the shell there writes comes through its terminal, and never here.
+            open_one = _native if _sshd_gives_terminal() else _by_script
+            code = open_one(number, stderr.fileno())
+            stderr.seek(0)
+            complaint = stderr.read()
+        if code and sandbox.NOT_YET.search(complaint.decode(errors="replace")):
+            _again(number, complaint, end)
+            continue
+        if code == _LOST or b"no program called script" in complaint:
+            raise UserError(f"job {number}: {_last_line(complaint) or 'the session was cut'}", 1)
+        return code
 
 
-def _shell_by_script(number: str) -> int:
+def _again(number: str, complaint: bytes, end: float) -> None:
+    """Wait for the next try. Raises UserError when there is no point in it."""
+    words = complaint.decode(errors="replace")
+    if not sandbox.NOT_YET.search(words) or time.monotonic() > end:
+        why = _last_line(complaint) or "condor_ssh_to_job ended without a word"
+        raise UserError(f"job {number} cannot be entered: {why}", 1)
+    time.sleep(1.0)
+
+
+def _last_line(complaint: bytes) -> str:
+    lines = complaint.decode(errors="replace").strip().splitlines()
+    told = [line for line in lines if not line.startswith("(")]
+    return (told or lines or [""])[-1]
+
+
+def _sshd_gives_terminal() -> bool:
+    """Whether the node's sshd can: it gives up where it may not hand one to the group `tty`.
+
+    A personal pool of root's is in a user namespace, which does not have that group.
+    """
+    found = pool.find()
+    if not found or found.where != "personal":
+        return True
+    with suppress(KeyError, OSError, ValueError):
+        group = grp.getgrnam("tty").gr_gid
+        for line in Path("/proc/self/gid_map").read_text().splitlines():
+            first, _, count = map(int, line.split())
+            if first <= group < first + count:
+                return True
+        return False
+    return True
+
+
+def _native(number: str, stderr: int) -> int:
+    return subprocess.run(["condor_ssh_to_job", number], stderr=stderr, check=False).returncode
+
+
+def _by_script(number: str, stderr: int) -> int:
     size = shutil.get_terminal_size()
     words = [os.environ.get("TERM", "dumb"), str(size.lines), str(size.columns)]
     remote = sandbox.command(_SHELL, words)
@@ -142,7 +207,7 @@ def _shell_by_script(number: str) -> int:
     try:
         # Every key is the far side's affair, Ctrl-C too.
         tty.setraw(sys.stdin)
-        answer = subprocess.run(["condor_ssh_to_job", number, remote], check=False)
+        answer = subprocess.run(["condor_ssh_to_job", number, remote], stderr=stderr, check=False)
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
     return answer.returncode

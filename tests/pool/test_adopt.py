@@ -246,8 +246,8 @@ def test_what_no_schedd_knows_is_unknown_and_not_running(
     names = [run["run"] for run in runs]
     for name in names:
         view = wait(name, lambda view: bool(view["counts"].get("running")))
-    log = project / "long.dag.dagman.log"
-    kept = log.read_text()
+    logs = [project / f"long.dag.{log}.log" for log in ("dagman", "nodes")]
+    early = [log.read_text() for log in logs]
     number = runs[0]["dag"].partition("#")[2]
     for job in (number, view["stages"]["long"]["job"]):
         condor("condor_rm", job)
@@ -256,7 +256,9 @@ def test_what_no_schedd_knows_is_unknown_and_not_running(
     while condor("condor_q", "-af", "ClusterId").strip():
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    log.write_text(kept)
+    late = [log.read_text() for log in logs]
+    for log, text in zip(logs, early, strict=True):
+        log.write_text(text)
     aside = history.rename(history.with_name("aside"))
     try:
         with sqlite3.connect(os.environ["CONDORCTL_LEDGER"]) as ledger:
@@ -270,5 +272,10 @@ def test_what_no_schedd_knows_is_unknown_and_not_running(
             assert {told["state"] for told in view["stages"].values()} == {"unknown"}
     finally:
         aside.rename(history)
-    # The history is back, and the log is what DAGMan wrote.
     assert condorctl("follow", names[0]).returncode == 1
+    # Where a log turns up that tells more, it is believed.
+    for log, text in zip(logs, late, strict=True):
+        log.write_text(text)
+    view = status(names[0])
+    assert (view["state"], view["problem"]) == ("removed", None)
+    assert [told["state"] for told in view["stages"].values()] == ["removed"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -171,10 +172,18 @@ def test_what_is_held(
     run = submit(HELD)
     view = wait(run, lambda view: view["stages"]["stopped"]["state"] == "running")
     condor("condor_hold", view["stages"]["stopped"]["job"])
-    wanted = {"crlf", "plain", "eats", "stopped", "needs"}
-    view = wait(run, lambda v: all(v["stages"][name]["state"] == "held" for name in wanted))
+    wanted = {"crlf", "plain", "eats", "stopped"}
+    view = wait(
+        run,
+        lambda view: (
+            all(view["stages"][name]["state"] == "held" for name in wanted)
+            and view["stages"]["needs"]["job"]
+        ),
+    )
     told = {one["stage"]: one for one in explain(run)["jobs"]}
-    assert set(told) == wanted
+    # HTCondor's log does not say that a job was submitted on hold; the queue does.
+    assert set(told) == wanted | {"needs"}
+    assert told["needs"]["state"] == "held"
 
     crlf = told["crlf"]
     assert "crlf.sh has Windows line ends (CRLF)" in crlf["cause"]
@@ -185,7 +194,9 @@ def test_what_is_held(
     assert "`chmod +x " in told["plain"]["mend"]
     eats = told["eats"]
     assert eats["analysis"] | {"reason": ""} == {"code": 26, "subcode": 102, "reason": ""}
-    assert "it asked for 64 MB, was seen to use 3" in eats["cause"]
+    used = re.search(r"it asked for 64 MB, was seen to use (\d+) MB", eats["cause"])
+    assert used
+    assert 64 < int(used[1]) < 1000
     assert f"condor_qedit {eats['job']} RequestMemory " in eats["mend"]
     assert told["stopped"]["cause"] == "held by its owner"
     assert told["stopped"]["mend"] == f"`condorctl release {told['stopped']['job']}`"

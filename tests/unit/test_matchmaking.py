@@ -44,7 +44,5 @@ def test_what_is_no_analysis() -> None:
     for text in ("", "-- Schedd: x : <127.0.0.1:9618>\n", "Error: no such job"):
         assert matchmaking.parse(text) is None
     # A clause that refers to itself, which no condor_q prints, ends all the same.
-    loop = (
-        "    [0]    : [0] && [1]\n    [1]    : [0]\n\n[1]   0  [0] && [1]\nOf 1 slots on 1 machines"
-    )
-    assert matchmaking.parse(loop)
+    loop = "".join(f"    [{n}]    : [{n - 1}] && [{n}] && [{n - 1}]\n" for n in range(60))
+    assert matchmaking.parse(loop + "\n[59]   0  [58] && [57]\nOf 1 slots on 1 machines")
