@@ -50,8 +50,8 @@ def open_ledger() -> Ledger:
 
 def describe(ledger: Ledger, run: str | None) -> Json:
     """A run as `status` returns it, from the ledger as it is."""
-    from condorctl import find
-    from condorctl import status as statuses
+    from condorctl.ledger import find
+    from condorctl.view import status as statuses
 
     with ledger.session() as session:
         return statuses.describe(find.run(session, run))
@@ -65,7 +65,7 @@ def init(folder: Path | None = None) -> Json:
 
     Returns `files`, what it wrote.
     """
-    from condorctl import init as starter
+    from condorctl.spec import starter
 
     return {"files": [str(path) for path in starter.init(folder or Path())]}
 
@@ -78,7 +78,7 @@ def lint(
     Returns `pipelines` by their files, each a list of problems: `file`, `line`, `key`, `message`
     (None where a problem has none), and `text`, all of it in one line.
     """
-    from condorctl import lint as linting
+    from condorctl.spec import lint as linting
 
     found = linting.lint(list(pipelines), set or {}, site)
     return {"pipelines": {file: list(map(linting.as_json, ps)) for file, ps in found.items()}}
@@ -91,14 +91,14 @@ def render(
 
     Returns the `dag`, and the `files` of the folder `to`, which must be new or empty.
     """
-    from condorctl import dry_run
+    from condorctl.submit import dry_run
 
     return dry_run.write(pipeline, to, set or {}, site)
 
 
 def schema(site: bool = False) -> Json:
     """The JSON Schema of a pipeline's spec, or of a site's profile."""
-    from condorctl import schema as schemas
+    from condorctl.spec import schema as schemas
 
     return schemas.site() if site else schemas.spec()
 
@@ -108,14 +108,14 @@ def site_list() -> Json:
 
     A profile that cannot be read has its `problem` instead of a description.
     """
-    from condorctl import site as profiles
+    from condorctl.spec import site as profiles
 
     return profiles.listing()
 
 
 def site_show(name: str) -> Json:
     """A site's profile: its keys as they are read, and the `file` that it is in."""
-    from condorctl import site as profiles
+    from condorctl.spec import site as profiles
 
     return profiles.load(name, "site show").model_dump(exclude_unset=True)
 
@@ -141,9 +141,9 @@ def submit(
     the others come from that run. Each stage has its `why` beside `reused_from`; `remarks` are
     lines for a human.
     """
-    from condorctl import adopt as adoption
-    from condorctl import submit as submission
-    from condorctl.reuse import Wish
+    from condorctl.steer import adopt as adoption
+    from condorctl.submit import submission
+    from condorctl.submit.reuse import Wish
 
     if file := adoption.foreign_file(pipeline):
         if set or site or start or reuse or force:
@@ -170,7 +170,7 @@ def adopt(what: str, name: str | None = None) -> Json:
     `what` is a cluster, queued or in the history (of a DAGMan job: the whole DAG), a job, or the
     file of a DAG that has run here. `name` is that of the run, else one is made.
     """
-    from condorctl import adopt as adoption
+    from condorctl.steer import adopt as adoption
 
     ledger = open_ledger()
     return describe(ledger, adoption.adopt(ledger, what, name))
@@ -184,37 +184,37 @@ def resume(run: str | None = None) -> Json:
 
     Returns `run`, `dag` (the new DAGMan's cluster id), `rescue`, `kept` and `left`.
     """
-    from condorctl import resume as resuming
+    from condorctl.steer import resume as resuming
 
     return resuming.resume(open_ledger(), run)
 
 
 def cancel(run: str | None = None) -> Json:
     """Remove a run and its jobs from the queue; returns `run`, `state` and the `rescue` file."""
-    from condorctl import steer
+    from condorctl.steer import steering
 
-    return steer.cancel(open_ledger(), run)
+    return steering.cancel(open_ledger(), run)
 
 
 def hold(target: str) -> Json:
     """Hold a job, or a run with all its jobs; returns `what` and the number of `jobs`."""
-    from condorctl import steer
+    from condorctl.steer import steering
 
-    return steer.hold(open_ledger(), target)
+    return steering.hold(open_ledger(), target)
 
 
 def release(target: str) -> Json:
     """Release a job, or all of a run; returns `what` and the number of `jobs`."""
-    from condorctl import steer
+    from condorctl.steer import steering
 
-    return steer.release(open_ledger(), target)
+    return steering.release(open_ledger(), target)
 
 
 def rm(job: str) -> Json:
     """Remove one job, which to its DAG has failed; returns `what` and the number of `jobs`."""
-    from condorctl import steer
+    from condorctl.steer import steering
 
-    return steer.remove(open_ledger(), job)
+    return steering.remove(open_ledger(), job)
 
 
 def clean(
@@ -228,7 +228,7 @@ def clean(
 
     Returns `runs`, each `run`, `folder` and `bytes`, and the `bytes` that this frees in all.
     """
-    from condorctl import cleaning
+    from condorctl.steer import cleaning
 
     return cleaning.clean(open_ledger(), runs, older_than, keep_outputs, dry_run, force)
 
@@ -239,13 +239,14 @@ def clean(
 def status(
     run: str | None = None, all: bool = False, users: bool = False, limit: int | None = None
 ) -> Json:
-    """A run with its stages and their jobs (`condorctl.status`); `note` says what is not known.
+    """A run with its stages and their jobs (`view.status`); `note` says what is not known.
 
     With `all`, every run of the ledger, the newest `limit` of them (`overview.runs`). With `users`,
     what the schedd has to do now for everybody (`overview.users`).
     """
-    from condorctl import events, overview
-    from condorctl import follow as following
+    from condorctl.ledger import events
+    from condorctl.view import follow as following
+    from condorctl.view import overview
 
     ledger = open_ledger()
     if not (all or users):
@@ -261,8 +262,8 @@ def status(
 
 def follow(run: str | None = None) -> Json:
     """Wait until a run has ended or is stuck; return it as `status` does."""
-    from condorctl import follow as following
     from condorctl import terminal
+    from condorctl.view import follow as following
 
     ledger = open_ledger()
     name = describe(ledger, run)["run"]
@@ -273,9 +274,10 @@ def cost(runs: Sequence[str] = (), all: bool = False) -> Json:
     """CPU- and GPU-hours of runs, the latest one if none is named: useful, repeated, wasted.
 
     Returns `runs` (with their `stages`, unless `all` of the ledger's runs are wanted), `users` by
-    owner, and the `total`; see `condorctl.cost` and `overview.costs`.
+    owner, and the `total`; see `view.cost` and `overview.costs`.
     """
-    from condorctl import events, overview
+    from condorctl.ledger import events
+    from condorctl.view import overview
 
     ledger = open_ledger()
     since = time.time()
@@ -288,10 +290,10 @@ def cost(runs: Sequence[str] = (), all: bool = False) -> Json:
 def results(runs: Sequence[str] = (), source: Path | None = None, metrics: bool = False) -> Json:
     """The final figures of runs, from the ledger or from a folder that `results --save` wrote.
 
-    With `metrics`, those of every epoch, of jobs that run, too (`condorctl.metrics`).
+    With `metrics`, those of every epoch, of jobs that run, too (`view.metrics`).
     """
-    from condorctl import metrics as epochs
-    from condorctl import results as rows
+    from condorctl.view import metrics as epochs
+    from condorctl.view import results as rows
 
     if metrics:
         return epochs.as_json(epochs.load(open_ledger(), runs))
@@ -310,9 +312,9 @@ def notify(
     held job: with its `stage`. With `test`, of nothing. Returns `event`, `title` and `sent`, the
     number of addresses.
     """
-    from condorctl import notify as messages
-    from condorctl import results as rows
-    from condorctl import tables
+    from condorctl.steer import notify as messages
+    from condorctl.view import results as rows
+    from condorctl.view import tables
 
     if test:
         return messages.test()
@@ -324,9 +326,9 @@ def notify(
 
 
 def show(run: str | None = None) -> Json:
-    """Where a run comes from, and what its stages left (`condorctl.show`, `provenance`)."""
-    from condorctl import events
-    from condorctl import show as provenance
+    """Where a run comes from, and what its stages left (`view.show`, `provenance`)."""
+    from condorctl.ledger import events
+    from condorctl.view import show as provenance
 
     ledger = open_ledger()
     events.sync(ledger)
@@ -336,7 +338,8 @@ def show(run: str | None = None) -> Json:
 
 def diff(left: str, right: str, code: bool = False) -> Json:
     """What tells two runs apart (`compare.diff`); with `code`, the unified diff of their code."""
-    from condorctl import compare, events
+    from condorctl.ledger import events
+    from condorctl.view import compare
 
     ledger = open_ledger()
     events.sync(ledger)
@@ -376,11 +379,11 @@ def web(
 
 
 def explain(what: str | None = None) -> Json:
-    """Why a job waits, is held or failed: cause, mend, evidence (`condorctl.explain`).
+    """Why a job waits, is held or failed: cause, mend, evidence (`explain.explanation`).
 
     Of a run (the latest one without `what`), each of its `jobs` that needs its user.
     """
-    from condorctl import explain as explanations
+    from condorctl.explain import explanation as explanations
 
     return explanations.explain(open_ledger(), what)
 
@@ -390,7 +393,7 @@ def doctor(job: bool = False, timeout: float = 120, progress: Progress = silent)
 
     With `job`, a tiny job that tries a slot for at most `timeout` seconds.
     """
-    from condorctl import doctor as findings
+    from condorctl.explain import doctor as findings
 
     return findings.examine(progress, timeout if job else None)
 
@@ -408,15 +411,16 @@ def fetch(
 ) -> Json:
     """Bring files back from a job: its output, errors and event log, or the paths you name.
 
-    Of a run, what its finished stages have written. Returns `files` (`remote.fetch`), `remarks` on
-    what a human should know of them, and `problems` where several jobs were meant and not all had
-    what was wanted.
+    Of a run, what its finished stages have written. Returns `files` (`files.fetching`), `remarks`
+    on what a human should know of them, and `problems` where several jobs were meant and not all
+    had what was wanted.
     """
-    from condorctl import events, remote
+    from condorctl.files import fetching
+    from condorctl.ledger import events
 
     ledger = open_ledger()
     events.sync(ledger)
-    brought = remote.fetch(ledger, job, path, to, progress, timeout, follow)
+    brought = fetching.fetch(ledger, job, path, to, progress, timeout, follow)
     return {"job": job, **dataclasses.asdict(brought)}
 
 
@@ -426,7 +430,7 @@ def logs(job: str, err: bool = False, events: bool = False, lines: int | None = 
     Returns `jobs`, one for each that is meant, with `job`, `id`, `state` and `text`, of which only
     the last `lines` lines if so many are named. Bytes that are no UTF-8 become replacement signs.
     """
-    from condorctl import logs as said
+    from condorctl.files import logs as said
 
     what = said.choose(err, events)
     found = []
@@ -441,7 +445,7 @@ def ssh(job: str, command: Sequence[str], timeout: float = 60.0) -> Json:
 
     A single word is a line for the shell there. `timeout` limits how long the job may be starting.
     """
-    from condorctl import session
+    from condorctl.files import session
 
     number = session.running(open_ledger(), job)
     output: list[bytes] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from condorctl.errors import UserError
 
-_PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent
 
 
 def project() -> Path:
@@ -44,9 +44,9 @@ def config() -> Path:
 def search(kind: str) -> list[Path]:
     """Folders that may hold `kind` ("jobs" or "templates"), the user's own first."""
     # A wheel carries them inside the package; a checkout has them beside it.
-    shipped = _PACKAGE / "share" / kind
+    shipped = PACKAGE / "share" / kind
     if not shipped.is_dir():
-        shipped = _PACKAGE.parent / kind
+        shipped = PACKAGE.parent / kind
     return [project() / kind, shipped]
 
 
@@ -76,7 +76,7 @@ def package(name: str) -> Path:
     """
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"code: {name!r}: name a package or file of the folder you are in")
-    for base in (project(), _PACKAGE.parent):
+    for base in (project(), PACKAGE.parent):
         if (base / name).exists():
             return base / name
     raise UserError(f"code: there is no {name!r} in {project()} nor beside condorctl")

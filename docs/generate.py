@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from condorctl import api, schema
+from condorctl import api
+from condorctl.spec import schema
 
 PAGE = Path(__file__).with_name("reference.md")
 SCHEMA = Path(__file__).with_name("pipeline.schema.json")

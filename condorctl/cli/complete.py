@@ -66,8 +66,8 @@ def _runs() -> Iterator[Offer]:
 def _jobs() -> Iterator[Offer]:
     from sqlalchemy import select
 
-    from condorctl import find, paths
-    from condorctl.ledger import Job, Ledger
+    from condorctl import paths
+    from condorctl.ledger import Job, Ledger, find
 
     with Ledger(paths.ledger()).session() as session:
         for stage in find.run(session, None).stages:

@@ -14,7 +14,7 @@ from condorctl.cli.app import JobName, Json, app
 from condorctl.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from condorctl.locate import Target
+    from condorctl.files.locate import Target
 
 
 @app.command()
@@ -80,7 +80,7 @@ def logs(
     A terminal gets lines without colours and other control characters, a pipe or file the very
     bytes. With -f a STAGE means all its attempts; it exits with 1 when the end was a failure.
     """
-    from condorctl import logs as said
+    from condorctl.files import logs as said
 
     what = said.choose(err, events)
     if as_json:
@@ -125,7 +125,7 @@ def ssh(
     ] = 60.0,
 ) -> None:
     """Open a shell in a running job's sandbox, or run COMMAND there; its exit status is ours."""
-    from condorctl import session
+    from condorctl.files import session
 
     raise typer.Exit(session.enter(api.open_ledger(), job, command or [], timeout))
 

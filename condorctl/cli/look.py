@@ -26,8 +26,8 @@ def follow(run: RunName = None, as_json: Json = False) -> None:
 
 def watch(run: str | None, as_json: bool) -> None:
     """`follow`, for commands that start a run, too."""
-    from condorctl import follow as following
-    from condorctl import status as statuses
+    from condorctl.view import follow as following
+    from condorctl.view import status as statuses
 
     ledger = api.open_ledger()
     run = api.describe(ledger, run)["run"]
@@ -62,8 +62,8 @@ def status(
 
     Where the schedd does not answer it is the last known state, and its age is told.
     """
-    from condorctl import listings, screen
-    from condorctl import status as statuses
+    from condorctl.view import listings, screen
+    from condorctl.view import status as statuses
 
     _one_of(live=live, all=every, users=users)
     if live:
@@ -105,9 +105,9 @@ def status(
 def _watch(run: str | None, as_json: bool) -> None:
     import sys
 
-    from condorctl import follow as following
-    from condorctl import screen
-    from condorctl import status as statuses
+    from condorctl.view import follow as following
+    from condorctl.view import screen
+    from condorctl.view import status as statuses
 
     if as_json or not sys.stdout.isatty():
         raise UserError("--watch needs a terminal: `condorctl follow` tells each change in a line")
@@ -134,7 +134,7 @@ def cost(
     Hours are those of the cores and GPUs that HTCondor kept for the jobs, used or not. Repeated is
     what an eviction undid; wasted is what ended in a failure, a removal or a hold.
     """
-    from condorctl import listings
+    from condorctl.view import listings
 
     if runs and every:
         raise UserError("--all goes without a RUN")
@@ -167,8 +167,8 @@ def results(
     ] = None,
 ) -> None:
     """Print the final figures of runs: the tables that their pipeline declares, else all rows."""
-    from condorctl import results as rows
-    from condorctl import tables
+    from condorctl.view import results as rows
+    from condorctl.view import tables
 
     _one_of(json=as_json, markdown=as_markdown, csv=as_csv)
     if metrics:
@@ -193,7 +193,7 @@ def results(
 
 
 def _metrics(runs: list[str], as_json: bool, as_markdown: bool, as_csv: bool) -> None:
-    from condorctl import metrics, tables
+    from condorctl.view import metrics, tables
 
     found = metrics.load(api.open_ledger(), runs)
     if not (found.rows or as_json):

@@ -101,7 +101,7 @@ def _enter(
     reuse: str | None,
     command: str | None,
 ) -> None:
-    from condorctl import interactive
+    from condorctl.submit import interactive
 
     def tell(line: str) -> None:
         terminal.complain([line])
@@ -183,7 +183,7 @@ def clean(
 
     The ledger keeps their results, metrics, costs and provenance. Asks nothing.
     """
-    from condorctl.status import size
+    from condorctl.view.status import size
 
     found = api.clean(runs or [], older_than, keep_outputs, dry_run, force)
     if as_json:
@@ -197,7 +197,7 @@ def clean(
 @app.command()
 def show(run: RunName = None, as_json: Json = False) -> None:
     """Show where a run comes from: commit, code, inputs, versions, machines, outputs."""
-    from condorctl import show as provenance
+    from condorctl.view import show as provenance
 
     view = api.show(run)
     if as_json:
@@ -221,7 +221,7 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Show what tells two runs apart: parameters, code, versions, stages, figures."""
-    from condorctl import compare
+    from condorctl.view import compare
 
     found = api.diff(left, right, code)
     if as_json:

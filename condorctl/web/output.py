@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-from condorctl import cluster, locate, sandbox
+from condorctl.condor import cluster
 from condorctl.errors import UserError
+from condorctl.files import locate, sandbox
+from condorctl.files.locate import Target
+from condorctl.files.receive import open_plain
 from condorctl.ledger import Ledger
-from condorctl.locate import Target
-from condorctl.receive import open_plain
 
 Json = dict[str, Any]
 Stream = Literal["out", "err"]

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from condorctl import cost, events, find, metrics, overview, results, status
-from condorctl.ledger import Ledger, Run
+from condorctl.ledger import Ledger, Run, events, find
+from condorctl.view import cost, metrics, overview, results, status
 from condorctl.web import output
 
 Json = dict[str, Any]

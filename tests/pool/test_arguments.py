@@ -13,8 +13,10 @@ import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from condorctl import render, spec, submit_language
+from condorctl.condor import submit_language
 from condorctl.errors import UserError
+from condorctl.spec import reader
+from condorctl.submit import render
 from tests.conftest import Condorctl
 from tests.pool.conftest import Status
 
@@ -208,7 +210,7 @@ def test_nothing_in_a_spec_or_a_site_runs_while_it_is_submitted(
         folder = project / f"run{number}"
         folder.mkdir()
         try:
-            render.render(spec.load(Path("jobs/p.yaml")), "p-1", folder, ["python3"])
+            render.render(reader.load(Path("jobs/p.yaml")), "p-1", folder, ["python3"])
         except UserError:
             refused += 1
         rendered += [f.read_text(encoding="utf-8") for f in folder.glob("*/stage.sub")]

@@ -38,7 +38,7 @@ stages:
          template: memory.sub.j2}
   stopped: {command: [sleep, "99"]}
   first: {command: [sh, -c, echo x >x.txt], outputs: [x.txt]}
-  needs: {command: [cat, x.txt], inputs: [first/x.txt], template: later.sub.j2}
+  needs: {command: [cat, first/x.txt], inputs: [first/x.txt], template: later.sub.j2}
 """
 
 
@@ -151,7 +151,7 @@ def test_what_is_held(
 ) -> None:
     for name, text, mode in (
         ("crlf.sh", "#!/bin/sh\r\ntrue\r\n", 0o755),
-        ("plain.sh", "#!/bin/sh\ntrue\n", 0o644),
+        ("plain.sh", "#!/bin/sh\n: >_condorctl_job\n", 0o644),
     ):
         (project / name).write_text(text, newline="")
         (project / name).chmod(mode)
@@ -219,9 +219,12 @@ def test_what_is_held(
     (project / "crlf.sh").write_text("#!/bin/sh\ntrue\n")
     for name in ("crlf", "plain", "needs"):
         condor("condor_release", view["stages"][name]["job"])
-    done = ("crlf", "plain", "needs")
-    wait(run, lambda v: all(v["stages"][name]["state"] == "done" for name in done))
-    assert {one["stage"] for one in explain(run)["jobs"]} == {"eats", "stopped"}
+    wait(run, lambda v: all(v["stages"][name]["state"] == "done" for name in ("plain", "needs")))
+    wait(run, lambda v: (v["stages"]["crlf"]["hold"] or {}).get("code") == 12)
+    # It starts now, but writes no record of itself, as a stage's own program does.
+    crlf = explain("crlf")
+    assert crlf["cause"].startswith("the job ended without writing _condorctl_job, which is among")
+    assert {one["stage"] for one in explain(run)["jobs"]} == {"crlf", "eats", "stopped"}
     condor("condor_rm", view["dag"].rpartition("#")[2])
     wait(run, lambda view: bool(view["finished"]))
     removed = explain("stopped")

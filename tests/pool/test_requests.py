@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from condorctl import requests
+from condorctl.submit import requests
 from tests.conftest import Condorctl
 from tests.pool.conftest import Status
 

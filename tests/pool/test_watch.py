@@ -111,7 +111,8 @@ def test_a_screen_shows_a_run_and_leaving_it_changes_nothing(
     assert view["age_s"] < 5
     # Nothing will ever start the others: following them says so, once.
     script = (
-        "import sys; from condorctl import cli, follow; follow.IDLE_S = 2.0; "
+        "import sys; from condorctl import cli; from condorctl.view import follow; "
+        "follow.IDLE_S = 2.0; "
         f"sys.argv = ['condorctl', 'follow', '{name}']; cli.main()"
     )
     follower = subprocess.Popen(

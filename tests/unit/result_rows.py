@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from condorctl.results import Record, Results
-from condorctl.spec import Table
+from condorctl.spec.reader import Table
+from condorctl.view.results import Record, Results
 
 TABLE: dict[str, Any] = {
     "title": "Clean and robust",

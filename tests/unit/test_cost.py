@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condorctl import cost, executions
-from condorctl.ledger import Job, Stage
+from condorctl.ledger import Job, Stage, executions
+from condorctl.view import cost
 from tests.unit.runs_made import job, progress, run, stage
 
 

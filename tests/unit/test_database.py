@@ -16,9 +16,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import select
 
-from condorctl import database, events, paths, sharing
+from condorctl import paths
 from condorctl.errors import UserError
-from condorctl.ledger import Job, Ledger, LogPosition, Run, Stage
+from condorctl.ledger import Job, Ledger, LogPosition, Run, Stage, database, events, sharing
 from tests.conftest import Condorctl, one_error_line
 from tests.postgres import PASSWORD, Postgres
 from tests.unit.test_events import ENDED, SUBMIT
@@ -143,7 +143,7 @@ def test_who_stops_in_a_transaction_does_not_stop_the_group(
 ) -> None:
     Ledger(paths.ledger())
     stopped = python(
-        "from condorctl import database\n"
+        "from condorctl.ledger import database\n"
         "database._ABANDONED_S = 2\n"
         "with Ledger(paths.ledger()).session() as session:\n"
         "    print('in', flush=True)\n"
@@ -331,7 +331,7 @@ def test_a_folder_that_is_closed_to_us_is_left_to_its_owner(
     (folder / closed).chmod(0)
     try:
         asked = python(
-            "from condorctl import sharing\n"
+            "from condorctl.ledger import sharing\n"
             "from condorctl.pool import identity\n"
             "identity.leave_root()\n"
             "ledger = Ledger(paths.ledger())\n"

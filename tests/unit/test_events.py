@@ -11,9 +11,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import select
 
-from condorctl import events, find, paths, screen, status
+from condorctl import paths
 from condorctl.errors import UserError
-from condorctl.ledger import Job, Ledger, Metric, Result, Run, Stage
+from condorctl.ledger import Job, Ledger, Metric, Result, Run, Stage, events, find
+from condorctl.view import screen, status
 
 SUBMIT = """\
 000 ({0:03}.000.000) 2026-03-01 10:00:0{2} Job submitted from host: <127.0.0.1:9618>

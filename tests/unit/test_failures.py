@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from condorctl import failures, traces
-from condorctl.failures import Failure, Words
-from condorctl.traces import Peak
+from condorctl.explain import failures, traces
+from condorctl.explain.failures import Failure, Words
+from condorctl.explain.traces import Peak
 
 WORDS = Words("`inputs`", "`condorctl submit p`", "`condorctl resume p-1`")
 CHAINED = """\

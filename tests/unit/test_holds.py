@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from condorctl import holds, programs
+from condorctl.explain import holds, programs
 
 INPUT = (
     "Transfer input files failure at access point vm while sending files to execution point "

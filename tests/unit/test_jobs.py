@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from condorctl import spec
-from condorctl.spec import Pipeline
+from condorctl.spec import reader
+from condorctl.spec.reader import Pipeline
 from robust import cli
 from robust.config import SECTIONS, load_preset, override
 
@@ -18,7 +18,7 @@ PRESETS = sorted(path.stem for path in (ROOT / "robust/presets").glob("*.toml"))
 
 @pytest.fixture(params=JOBS)
 def pipeline(request: pytest.FixtureRequest) -> Pipeline:
-    return spec.load(ROOT / "jobs" / f"{request.param}.yaml")
+    return reader.load(ROOT / "jobs" / f"{request.param}.yaml")
 
 
 def test_every_command_is_one_that_robust_takes(pipeline: Pipeline) -> None:
@@ -67,7 +67,7 @@ def test_tables_takes_other_seeds_ratios_and_data(tmp_path: Path) -> None:
     archive = tmp_path / "cifar10.tar.xz"
     archive.touch()
     settings = {"seeds": "4", "ratios": "95", "data": str(archive), "preset": "small"}
-    stages = spec.load(ROOT / "jobs/tables.yaml", settings).stages
+    stages = reader.load(ROOT / "jobs/tables.yaml", settings).stages
     score = stages["score-ours-95-4"]
     assert score.command[-2:] == ["--keep", "0.05"]
     assert str(archive) in score.inputs

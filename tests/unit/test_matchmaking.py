@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from condorctl import matchmaking
-from condorctl.matchmaking import Analysis
+from condorctl.explain import matchmaking
+from condorctl.explain.matchmaking import Analysis
 
 RECORDED = Path(__file__).parent / "recorded"
 

@@ -9,14 +9,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from condorctl import spec
 from condorctl.errors import UserError
+from condorctl.spec import reader
 
 
-def load(project: Path, text: str) -> spec.Pipeline:
+def load(project: Path, text: str) -> reader.Pipeline:
     file = project / "jobs" / "p.yaml"
     file.write_text(text, encoding="utf-8")
-    return spec.load(file)
+    return reader.load(file)
 
 
 def test_the_first_axis_of_a_matrix_is_the_slowest_and_values_keep_type_and_form(

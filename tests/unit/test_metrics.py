@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from condorctl import find, metrics, overview, paths, results, tables
+from condorctl import paths
 from condorctl.errors import UserError
-from condorctl.ledger import Job, Ledger, Metric, Result
+from condorctl.ledger import Job, Ledger, Metric, Result, find
+from condorctl.view import metrics, overview, results, tables
 from tests.conftest import Condorctl, one_error_line
 from tests.unit.runs_made import job, run, stage
 

@@ -41,8 +41,10 @@ def python(installed: Path, code: str) -> str:
 
 RENDER = """
 from pathlib import Path
-from condorctl import paths, render, spec
-pipeline = spec.load(paths.spec("pipeline"))
+from condorctl import paths
+from condorctl.spec import reader
+from condorctl.submit import render
+pipeline = reader.load(paths.spec("pipeline"))
 Path("run").mkdir()
 print(render.render(pipeline, "pipeline-1", Path("run"), ["python3"]).resolve())
 """

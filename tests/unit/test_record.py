@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from condorctl import job, record
-from condorctl.ledger import Job, Run, Stage
+from condorctl import job
+from condorctl.ledger import Job, Run, Stage, record
 
 STAGE = Path(job.__file__).with_name("stage.sh")
 SHA = "a" * 64

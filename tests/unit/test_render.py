@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from condorctl import render, spec
 from condorctl.errors import UserError
+from condorctl.spec import reader
+from condorctl.submit import render
 
 SPEC = """
 params: {word: plain}
@@ -30,7 +31,7 @@ def folder(project: Path) -> Path:
 
 
 def run(folder: Path, **sets: str) -> dict[str, str]:
-    pipeline = spec.load(Path("jobs/p.yaml"), sets)
+    pipeline = reader.load(Path("jobs/p.yaml"), sets)
     dag = render.render(pipeline, "p-1", folder, ["/usr/bin/python3"])
     texts = {p.parent.name: p.read_text() for p in folder.glob("*/stage.sub")}
     return {"dag": dag.read_text(), **texts}

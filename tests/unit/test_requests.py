@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condorctl import requests
-from condorctl.pipeline import Stage, kilobytes
+from condorctl.spec.pipeline import Stage, kilobytes
+from condorctl.submit import requests
 
 
 def growth(**keys: str) -> str:

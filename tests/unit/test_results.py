@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condorctl import paths, results, tables
+from condorctl import paths
 from condorctl.errors import UserError
 from condorctl.ledger import Job, Ledger, Result, Run, Stage
-from condorctl.results import Results
+from condorctl.view import results, tables
+from condorctl.view.results import Results
 from tests.conftest import Condorctl, one_error_line
 from tests.unit.result_rows import OURS, TABLE, made
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from condorctl import cleaning, find, paths, render, reuse, snapshot, spec
+from condorctl import paths
 from condorctl.errors import UserError
-from condorctl.ledger import Job, Ledger, Output, Run, Stage
+from condorctl.ledger import Job, Ledger, Output, Run, Stage, find
+from condorctl.spec import reader
+from condorctl.steer import cleaning
+from condorctl.submit import render, reuse, snapshot
 
 SPEC = """
 params: {n: 1}
@@ -50,7 +53,7 @@ class Tree:
         self.folder = Path(f"draft-{self.drafts}").absolute()
         self.folder.mkdir()
         Path("jobs/p.yaml").write_text(text)
-        self.pipeline = spec.load(Path("jobs/p.yaml"), {"n": str(n)})
+        self.pipeline = reader.load(Path("jobs/p.yaml"), {"n": str(n)})
         taken = snapshot.take(self.ledger, self.pipeline, self.folder)
         return {
             name: reuse.fingerprint(

@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from condorctl import schema, site, spec, yaml_text
 from condorctl.errors import UserError
-from condorctl.pipeline import Stage
+from condorctl.spec import reader, schema, site, yaml_text
+from condorctl.spec.pipeline import Stage
 from tests.conftest import Condorctl
 from tests.unit.test_site import GOOD as GOOD_SITE
 from tests.unit.test_site import WRONG as WRONG_SITES
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "pipeline.schema.json"
-SPECS = [*(ROOT / "jobs").glob("*.yaml"), *(ROOT / "condorctl/starter/jobs").glob("*.yaml")]
+SPECS = [
+    *(ROOT / "jobs").glob("*.yaml"),
+    *(ROOT / "condorctl/spec/starter_files/jobs").glob("*.yaml"),
+]
 
 
 def wrong(text: str, project: Path, schema: dict[str, Any]) -> list[str]:
@@ -119,14 +122,14 @@ WRONG = {
 @pytest.mark.parametrize("text", GOOD.values(), ids=GOOD)
 def test_what_the_tool_takes_fits(text: str, project: Path) -> None:
     assert wrong(text, project, schema.spec()) == []
-    spec.load(project / "x.yaml")
+    reader.load(project / "x.yaml")
 
 
 @pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
 def test_what_does_not_fit_the_tool_refuses_too(text: str, project: Path) -> None:
     assert wrong(text, project, schema.spec()) != []
     with pytest.raises(UserError):
-        spec.load(project / "x.yaml")
+        reader.load(project / "x.yaml")
 
 
 def test_the_schema_of_a_site_is_of_one_mind_with_the_tool(project: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from condorctl import follow, listings, screen, status
 from condorctl.ledger import Run, Stage
+from condorctl.view import follow, listings, screen, status
 from tests.unit.runs_made import job, progress, run, stage
 
 SIZES = [(80, 24), (60, 12), (120, 40), (200, 60), (80, 9)]

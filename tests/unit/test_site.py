@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from condorctl import render, site, spec
 from condorctl.errors import UserError
+from condorctl.spec import reader, site
+from condorctl.submit import render
 from tests.conftest import Condorctl, one_error_line
 
 GOOD = """
@@ -44,7 +45,7 @@ def sites(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
 def submit_file(project: Path, text: str, name: str | None = None) -> str:
     """The submit file of the stage `s` of a spec, at the site `name`."""
     (project / "jobs" / "p.yaml").write_text(text, encoding="utf-8")
-    pipeline = spec.load(Path("jobs/p.yaml"), {}, name)
+    pipeline = reader.load(Path("jobs/p.yaml"), {}, name)
     return render.submit_file(pipeline, pipeline.stages["s"], "p-1", ["python3"])
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from condorctl import content, paths, provenance, snapshot, spec
+from condorctl import paths
 from condorctl.errors import UserError
 from condorctl.ledger import Ledger
-from condorctl.pipeline import Pipeline
+from condorctl.spec import reader
+from condorctl.spec.pipeline import Pipeline
+from condorctl.submit import content, provenance, snapshot
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def ledger(project: Path) -> Ledger:
 def load(*inputs: str) -> Pipeline:
     stages = {f"s{i}": {"command": ["true"], "inputs": list(inputs)} for i in range(3)}
     Path("jobs/p.yaml").write_text(f"stages: {stages}")
-    return spec.load(Path("jobs/p.yaml"))
+    return reader.load(Path("jobs/p.yaml"))
 
 
 def age(*files: Path) -> None:

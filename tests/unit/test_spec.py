@@ -10,18 +10,19 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from condorctl import paths, spec
+from condorctl import paths
 from condorctl.errors import UserError
+from condorctl.spec import reader
 
 
-def load(project: Path, text: str, **sets: str) -> spec.Pipeline:
+def load(project: Path, text: str, **sets: str) -> reader.Pipeline:
     file = project / "jobs" / "p.yaml"
     file.write_text(text, encoding="utf-8")
-    return spec.load(file, sets)
+    return reader.load(file, sets)
 
 
 def test_the_method_is_a_valid_pipeline_in_the_order_of_its_stages(project: Path) -> None:
-    pipeline = spec.load(paths.spec("pipeline"), {"seed": "7"})
+    pipeline = reader.load(paths.spec("pipeline"), {"seed": "7"})
     order = pipeline.order()
     assert order.index("pretrain") < order.index("train") < order.index("score_90")
     assert order.index("score_99") < order.index("finetune_99") < order.index("evaluate_99")

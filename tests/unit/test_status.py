@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from condorctl import progress, status
-from condorctl.ledger import Checkpoint, Run
+from condorctl.ledger import Checkpoint, Run, progress
+from condorctl.view import status
 from tests.unit import runs_made
 from tests.unit.runs_made import job, run, stage
 

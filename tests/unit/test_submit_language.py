@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condorctl import submit_language
+from condorctl.condor import submit_language
 from condorctl.errors import UserError
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from condorctl import tables
-from condorctl.results import Results
+from condorctl.view import tables
+from condorctl.view.results import Results
 from tests.unit.result_rows import OURS, TABLE, made
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from condorctl import traces
-from condorctl.traces import Peak
+from condorctl.explain import traces
+from condorctl.explain.traces import Peak
 
 RECORDED = Path(__file__).parent / "recorded"
 EVENTS = """\

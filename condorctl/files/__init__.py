@@ -1,0 +1,1 @@
+"""Reaching into jobs, in whatever state they are: files, logs, a shell."""

@@ -1,0 +1,98 @@
+"""What a stage asks of HTCondor beside its command: requests that grow, a site's wishes.
+
+HTCondor stops a job that uses more memory or disk than it asked for, with the hold codes 34 (the
+node's own limits) or 21 (the node's policy) and the subcodes 102 (memory) or 104 (disk). From 25.10
+on the schedd itself raises the request and runs the job again (manual, ``retry_request_memory`` and
+``retry_request_disk``). Older ones hold the job: there the request is an expression of how often
+that has happened, and ``periodic_release`` runs the job again, within a minute or two. The submit
+file holds both, behind ``if version``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from condorctl.condor import submit_language
+from condorctl.condor.submit_language import Quoted
+from condorctl.spec.pipeline import Site, Stage, kilobytes
+
+# Since this version both submit commands are there.
+RAISES_BY_ITSELF = "25.10.0"
+
+_STOPPED = "(HoldReasonCode == 34 || HoldReasonCode == 21)"
+_HOLDS = "((NumHoldsByReason.JobOutOfResources ?: 0) + (NumHoldsByReason.StartdHeldJob ?: 0))"
+
+
+class _Request(NamedTuple):
+    """A request that may grow, in the unit that HTCondor counts it in."""
+
+    name: str
+    unit: str
+    asked: int
+    most: int
+    subcode: int
+
+    def steps(self) -> list[int]:
+        """What is asked for after the first time: doubled each time, the limit last."""
+        steps = [self.asked * 2]
+        while steps[-1] < self.most:
+            steps.append(steps[-1] * 2)
+        return [*steps[:-1], self.most]
+
+
+def lines(site: Site | None, stage: Stage) -> dict[str, Quoted]:
+    """The parts of the submit file that are for a template to place, each some lines or none.
+
+    ``growth`` after the requests, ``requirements``, the ``site``'s lines before those of the
+    template, and ``further``, the stage's own, after them.
+    """
+    wanted = [s.requirements for s in (site, stage) if s and s.requirements]
+    joined = " && ".join(f"({text})" for text in wanted) if len(wanted) > 1 else "".join(wanted)
+    own = [] if stage.priority is None else [f"priority = {stage.priority}"]
+    return {
+        "growth": Quoted("".join(f"{line}\n" for line in _growth(stage))),
+        "requirements": Quoted(f"requirements = {joined}\n" if joined else ""),
+        "site": Quoted("".join(f"{line}\n" for line in _site(site))),
+        "further": Quoted("".join(f"{line}\n" for line in [*own, *_further(stage)])),
+    }
+
+
+def _growth(stage: Stage) -> list[str]:
+    memory, disk = stage.max_memory, stage.max_disk
+    growing = []
+    if memory:
+        asked, most = (-(-kilobytes(amount) // 1024) for amount in (stage.request_memory, memory))
+        growing.append(_Request("memory", " MB", asked, most, 102))
+    if disk:
+        asked, most = kilobytes(stage.request_disk), kilobytes(disk)
+        growing.append(_Request("disk", " KB", asked, most, 104))
+    if not growing:
+        return []
+    found = [f"if version >= {RAISES_BY_ITSELF}"]
+    for request in growing:
+        steps = ", ".join(f"{step}{request.unit}" for step in request.steps())
+        found.append(f"  retry_request_{request.name} = {steps}")
+    found.append("else")
+    again = []
+    for request in growing:
+        name, asked, most = request.name, request.asked, request.most
+        found.append(f"  request_{name} = min({{ {asked} * int(pow(2, {_HOLDS})), {most} }})")
+        before = f"{asked} * pow(2, {_HOLDS} - 1) < {most}"
+        again.append(f"(HoldReasonSubCode == {request.subcode} && {before})")
+    found.append(f"  periodic_release = {_STOPPED} && ({' || '.join(again)})")
+    return [*found, "endif"]
+
+
+def _site(site: Site | None) -> list[str]:
+    if not site:
+        return []
+    names = {
+        "accounting_group": site.accounting_group,
+        "accounting_group_user": site.accounting_group_user,
+    }
+    given = [f"{command} = {name}" for command, name in names.items() if name]
+    return given + [submit_language.further(name, value) for name, value in site.submit.items()]
+
+
+def _further(stage: Stage) -> list[str]:
+    return [submit_language.further(name, value) for name, value in stage.submit.items()]

@@ -1,0 +1,154 @@
+"""What a run takes along as it is at its submission: the code of its stages, their local inputs.
+
+Both are copied into the run's folder, so what is edited while the run is queued changes nothing in
+it. An input of more than `LARGE` bytes is used where it is; its hash tells later what it was.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from condorctl import paths
+from condorctl.errors import UserError
+from condorctl.ledger import ContentHash, Ledger
+from condorctl.spec.pipeline import Pipeline, Stage, is_url, split_input
+from condorctl.submit import content
+
+# Bytes: what takes longer to copy than a submission may take.
+LARGE = 1_000_000_000
+# Bytes: less is read again as quickly as it is looked up.
+_WORTH_KEEPING = 10_000_000
+
+_JOB_SIDE = ("__init__.py", "errors.py", "job.py", "stage.sh")
+_NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A local file or folder that stages get under its base name.
+
+    `place` is where its copy is in the run's folder, None where the original is used.
+    """
+
+    source: Path
+    bytes: int
+    sha256: str
+    place: str | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The code's files with their SHA-256, and the inputs by what the spec calls them."""
+
+    code: dict[str, str]
+    inputs: dict[str, Input]
+
+    def finals(self, folder: Path) -> dict[str, str]:
+        """Where HTCondor finds each input once the run's folder is `folder`."""
+        return {
+            # To HTCondor a slash at the end means what the folder holds.
+            text: f"{folder / one.place if one.place else one.source}{'/' * text.endswith('/')}"
+            for text, one in self.inputs.items()
+        }
+
+    @property
+    def in_place(self) -> list[Input]:
+        """The inputs that were not copied, each once."""
+        return list({one.source: one for one in self.inputs.values() if not one.place}.values())
+
+
+def take(ledger: Ledger, pipeline: Pipeline, folder: Path) -> Snapshot:
+    """Copy code and inputs of `pipeline` into `folder`.
+
+    Raises UserError for what cannot be read or copied.
+    """
+    code(pipeline, folder / "code")
+    files = content.manifest(folder / "code", lambda path: path == folder / "code" / "condorctl")
+    found: dict[Path, Input] = {}
+    texts: dict[str, Input] = {}
+    for text in dict.fromkeys(t for s in pipeline.stages.values() for t in local(s, pipeline)):
+        source = Path(os.path.abspath(text))  # noqa: PTH100 (`..` has no name)
+        try:
+            if source not in found:
+                found[source] = _input(ledger, source, folder, len(found))
+        except OSError as error:
+            raise UserError(
+                f"input {text!r}: {error.filename or source}: {error.strerror or error}"
+            ) from None
+        texts[text] = found[source]
+    return Snapshot(files, texts)
+
+
+def local(stage: Stage, of: Pipeline) -> Iterator[str]:
+    """The inputs of `stage` that are the user's files: neither URLs nor other stages' outputs."""
+    for text in stage.inputs:
+        if not is_url(text) and split_input(text)[0] not in of.stages:
+            yield text
+
+
+def code(pipeline: Pipeline, target: Path) -> None:
+    """Copy the packages of all stages, and what runs on the job's side, into a new folder."""
+    (target / "condorctl").mkdir(parents=True)
+    for name in _JOB_SIDE:
+        shutil.copy2(paths.PACKAGE / name, target / "condorctl" / name)
+    for name in dict.fromkeys(name for stage in pipeline.stages.values() for name in stage.code):
+        source = paths.package(name)
+        try:
+            if source.is_dir():
+                shutil.copytree(source, target / source.name, ignore=_NOT_CODE, dirs_exist_ok=True)
+            else:
+                shutil.copy2(source, target / source.name)
+        except shutil.Error as error:
+            file, _, reason = error.args[0][0]
+            raise UserError(f"code: {file}: {reason}") from None
+
+
+def sha256(ledger: Ledger, path: Path) -> str:
+    """The hash of a file or folder, from the ledger when it has not changed since it was read.
+
+    Raises OSError.
+    """
+    return _sha256(ledger, path, path)
+
+
+def _input(ledger: Ledger, source: Path, folder: Path, number: int) -> Input:
+    size = content.stamp(source, _not_ours)[1]
+    if size > LARGE:
+        return Input(source, size, _sha256(ledger, source, source), None)
+    place = f"inputs/{number}/{source.name}"
+    target = folder / place
+    target.parent.mkdir(parents=True)
+    before = content.stamp(source, _not_ours)[0]
+    content.copy(source, target, _not_ours)
+    same = before is not None and content.stamp(source, _not_ours)[0] == before
+    # A copy made while the original changed is neither what was nor what is: it alone counts.
+    digest = _sha256(ledger, source, target) if same else content.tree_sha256(target)
+    return Input(source, size, digest, place)
+
+
+def _not_ours(path: Path) -> bool:
+    """Runs are left out of a folder that holds them: a copy would hold itself."""
+    return path == paths.runs()
+
+
+def _sha256(ledger: Ledger, source: Path, copy: Path) -> str:
+    """The hash of `source`, read from its equal `copy`."""
+    key = (socket.gethostname(), str(source))
+    stamp, size = content.stamp(source, _not_ours)
+    if not stamp or size < _WORTH_KEEPING:
+        return content.tree_sha256(copy, _not_ours)
+    with ledger.session() as session:
+        known = session.get(ContentHash, key)
+        if known and known.stamp == stamp:
+            return known.sha256
+    digest = content.tree_sha256(copy, _not_ours)
+    if content.stamp(source, _not_ours)[0] == stamp:
+        with ledger.session() as session:
+            row = ContentHash(host=key[0], path=key[1], stamp=stamp, sha256=digest)
+            session.merge(row)
+    return digest

@@ -1,0 +1,159 @@
+"""From a spec to a running DAG, with nothing half-written when something is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from condorctl import paths, pool
+from condorctl.condor import cluster
+from condorctl.errors import UserError
+from condorctl.ledger import Ledger, Run, Stage, events, find
+from condorctl.pool import elsewhere
+from condorctl.spec import reader
+from condorctl.spec.pipeline import Pipeline
+from condorctl.submit import provenance, render, reuse, snapshot, spool
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The name of a run, why each of its stages runs or not, and remarks for a human."""
+
+    run: str
+    why: dict[str, str]
+    remarks: list[str]
+
+
+def submit(
+    ledger: Ledger,
+    name: str,
+    settings: Mapping[str, str],
+    site: str | None = None,
+    wish: reuse.Wish | None = None,
+) -> Submitted:
+    """Submit the pipeline `name` with its parameters set, without the stages that need not run.
+
+    `wish` says which those are: by default all that have not changed. Raises UserError when the
+    spec, a template or a file is wrong, or the schedd does not answer; then there is neither a
+    folder nor an entry of the run.
+    """
+    file = paths.spec(name)
+    pipeline = reader.load(file, settings, site)
+    schedd = cluster.schedd_name()
+    events.sync(ledger)
+    runs = paths.runs()
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".new-", dir=runs))
+    except OSError as error:
+        raise UserError(f"{runs}: {error.strerror}") from None
+    folder: Path | None = None
+    try:
+        # Files are copied and hashed while nobody waits for the ledger.
+        taken = snapshot.take(ledger, pipeline, draft)
+        texts = {
+            stage.name: render.submit_file(pipeline, stage, pipeline.name, python())
+            for stage in pipeline.stages.values()
+        }
+        words = (pipeline.site.python if pipeline.site else None) or python()
+        prints = {
+            stage.name: reuse.fingerprint(ledger, stage, pipeline, taken, words, texts[stage.name])
+            for stage in pipeline.stages.values()
+        }
+        plan = reuse.plan(ledger, pipeline, prints, wish or reuse.Wish(), draft)
+        origin = provenance.gather(pipeline, file, taken, schedd, draft, texts)
+        with ledger.session() as session:
+            run = _entry(session, pipeline, runs, schedd)
+            run.provenance = {**origin, "why": plan.why}
+            for stage in run.stages:
+                stage.fingerprint = prints[stage.name]
+                if stage.name in plan.taken:
+                    stage.source = session.get_one(Stage, plan.taken[stage.name].origin)
+            session.add(run)
+            session.flush()
+            inputs = spool.places(taken, draft) if run.spooled else taken.finals(run.path)
+            dag = render.render(pipeline, run.name, draft, python(), inputs, plan.taken)
+            if run.spooled:
+                spool.make_absolute(draft)
+            cluster.check_dag(dag)
+            shutil.copy2(file, draft / "spec.yaml")
+            # The rename takes the name for good: it fails where another run has just taken it.
+            draft.rename(run.path)
+            chosen, folder = run.name, run.path
+    except BaseException:
+        shutil.rmtree(folder or draft, ignore_errors=True)
+        raise
+    try:
+        send = spool.submit if elsewhere.schedd() else cluster.submit_dag
+        cluster_id = send(folder / dag.name, chosen)
+    except UserError:
+        # Refused, so nothing runs. After any other end the DAG may be in the queue: its log tells.
+        shutil.rmtree(folder, ignore_errors=True)
+        with ledger.session() as session:
+            session.delete(find.run(session, chosen))
+        raise
+    with ledger.session() as session:
+        find.run(session, chosen).cluster = cluster_id
+    large = [
+        f"input {one.source} is used where it is, for its size: leave it as it is while "
+        f"{chosen} runs"
+        for one in taken.in_place
+    ]
+    return Submitted(chosen, plan.why, [*large, *reuse.explain(plan)])
+
+
+def _entry(session: Session, pipeline: Pipeline, runs: Path, schedd: str) -> Run:
+    taken = set(session.scalars(select(Run.name)))
+    taken |= {path.name for path in runs.iterdir()}
+    number = 1
+    while f"{pipeline.name}-{number}" in taken:
+        number += 1
+    name = f"{pipeline.name}-{number}"
+    folder = (runs / name).absolute()
+    return Run(
+        name=name,
+        pipeline=pipeline.name,
+        folder=str(folder),
+        dag_file=str(folder / f"{pipeline.name}.dag"),
+        params=dict(pipeline.params),
+        tables=[table.model_dump() for table in pipeline.tables],
+        owner=getpass.getuser(),
+        schedd=schedd,
+        spooled=bool(elsewhere.schedd()),
+        submitted=time.time(),
+        stages=[
+            Stage(
+                name=stage.name,
+                position=position,
+                needs=stage.upstream(pipeline.stages),
+                retries=stage.retries,
+                final_exit_codes=stage.final_exit_codes,
+                command=stage.command,
+                outputs=stage.outputs,
+            )
+            for position, stage in enumerate(pipeline.stages[n] for n in pipeline.order())
+        ],
+    )
+
+
+def python() -> list[str]:
+    """What ``python`` at the head of a command is on the execute node.
+
+    Without a pool it is what a pool that is not this machine would be asked for.
+    """
+    # A personal pool's jobs run on this machine, where this interpreter has all they import;
+    # anywhere else only what the node itself calls python3 can be counted on.
+    with contextlib.suppress(UserError):
+        if pool.activate().where == "personal" and not elsewhere.schedd():
+            return [sys.executable]
+    return ["/usr/bin/env", "python3"]

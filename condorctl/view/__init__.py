@@ -1,0 +1,1 @@
+"""Looking at what the ledger holds: states, costs, results, where a run comes from."""

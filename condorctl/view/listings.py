@@ -1,0 +1,125 @@
+"""Many runs at a glance: the ledger's runs, what a schedd has to do, what it all took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from condorctl.view.screen import COLOURS, plain_grid, text
+from condorctl.view.status import age, duration
+
+Json = dict[str, Any]
+
+
+def runs(overview: Json) -> Table:
+    """The runs of `overview.runs` as a table, newest first."""
+    several = len({run["owner"] for run in overview["runs"]}) > 1
+    grid = plain_grid()
+    owner = ["owner"] if several else []
+    for name in ("run", *owner, "pipeline", "state", "stages", "running", "held", "age", "CPU h",
+                 "GPU h"):  # fmt: skip
+        right = name in {"stages", "running", "held", "age", "CPU h", "GPU h"}
+        grid.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for run in overview["runs"]:
+        jobs = run["jobs"]
+        state = run["state"] + ("?" if run["unreachable"] else "")
+        grid.add_row(
+            text(run["run"]),
+            *([text(run["owner"])] if several else []),
+            text(run["pipeline"] if run["kind"] == "pipeline" else run["kind"]),
+            Text(state, style=COLOURS.get(run["state"], "dim")),
+            f"{run['stages']['done']}/{run['stages']['total']}",
+            str(jobs.get("running", "")),
+            Text(str(jobs.get("held", "")), style="bold red"),
+            age(run["age_s"]),
+            f"{run['cost']['cpu_h']['total']:.2f}",
+            f"{run['cost']['gpu_h']['total']:.2f}",
+        )
+    return grid
+
+
+def work(queue: Json) -> Table:
+    """What is on a schedd (`overview.users`) as a table."""
+    grid = plain_grid()
+    for name in ("user", "job", "batch", "state", "nodes", "running", "idle", "held", "age", "run"):
+        right = name in {"nodes", "running", "idle", "held", "age"}
+        grid.add_column(name, justify="right" if right else "left", no_wrap=name != "batch")
+    for one in queue["work"]:
+        nodes = one["nodes"]
+        grid.add_row(
+            text(one["user"]),
+            one["job"].partition("#")[2],
+            text(one["batch"] or ""),
+            Text(one["state"], style=COLOURS.get(one["state"], "dim")),
+            f"{nodes['done']}/{nodes['total']}" if nodes and nodes["total"] is not None else "",
+            *(str(one["jobs"].get(state, "")) for state in ("running", "idle", "held")),
+            age(one["age_s"]),
+            text(one["run"] or ""),
+        )
+    return grid
+
+
+def costs(found: Json) -> list[RenderableType]:
+    """What `api.cost` returns, as tables: the stages of one run, or the runs and their owners."""
+    parts: list[RenderableType] = []
+    alone = found["runs"][0] if len(found["runs"]) == 1 else None
+    if alone:
+        rows = [(_stage_label(stage), stage) for stage in alone["stages"]]
+        parts.append(_cost_grid("stage", [*rows, (alone["run"], alone)]))
+    else:
+        rows = [(run["run"], run) for run in found["runs"]]
+        parts.append(_cost_grid("run", [*rows, ("total", found["total"])]))
+        if len(found["users"]) > 1:
+            parts += ["", _cost_grid("owner", list(found["users"].items()))]
+    parts.append(Text(_cost_note(found["total"]), style="dim"))
+    return parts
+
+
+def _cost_grid(first: str, rows: Sequence[tuple[str, Json]]) -> Table:
+    with_gpus = any(row["gpu_h"]["total"] or row["saved"]["gpu_h"] for _, row in rows)
+    kinds = ["useful", "repeated", "wasted", "open", "suspended"]
+    kinds = [k for k in kinds if k == "useful" or any(
+        row[unit][k] for _, row in rows for unit in ("cpu_h", "gpu_h"))]  # fmt: skip
+    units = [("cpu_h", "CPU h"), ("gpu_h", "GPU h")] if with_gpus else [("cpu_h", "CPU h")]
+    grid = plain_grid()
+    grid.add_column(first, no_wrap=True)
+    for _, unit in units:
+        for heading in [unit, *kinds]:
+            grid.add_column(heading, justify="right")
+    for heading in ("saved", "wall", "summed", "queue", "CPU used", "memory"):
+        grid.add_column(heading, justify="right")
+    for label, row in rows:
+        saved = row["saved"]["gpu_h" if with_gpus else "cpu_h"]
+        efficiency, peak = row["cpu_efficiency"], row["memory_peak_mb"]
+        request = row["memory_request_mb"]
+        grid.add_row(
+            text(label),
+            *(_hours(row[key][kind]) for key, _ in units for kind in ("total", *kinds)),
+            _hours(saved) if saved else "",
+            "" if row["wall_s"] is None else duration(row["wall_s"]),
+            duration(row["on_machines_s"]),
+            duration(row["queue_s"]),
+            "" if efficiency is None else f"{100 * efficiency:.0f} %",
+            "" if peak is None else f"{peak:.0f}{f'/{request:.0f}' if request else ''} MB",
+        )
+    return grid
+
+
+def _cost_note(total: Json) -> str:
+    note = "hours of allocated cores and GPUs; wall: first start to last end"
+    if total["saved"]["cpu_h"]:
+        note += "; saved: useful hours of the stages that were reused"
+    return note
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2f}" if hours >= 1 or not hours else f"{hours:.4f}"
+
+
+def _stage_label(stage: Json) -> str:
+    source = stage["reused_from"]
+    return f"{stage['stage']} (from {source})" if source else str(stage["stage"])
