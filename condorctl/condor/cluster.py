@@ -113,6 +113,8 @@ def refused(what: str, error: Exception) -> UserError:
 
 
 def _silent(error: Exception) -> Unreachable:
+    # A schedd that is started again may answer at another address.
+    connection.cache_clear()
     mend = elsewhere.refusal(str(error)) if elsewhere.schedd() else None
     if mend:
         return Unreachable(f"schedd {elsewhere.schedd()}: {mend}", 3)
@@ -245,7 +247,7 @@ def is_queued(folder: str) -> bool:
         constraint = f"Iwd == {classad2.quote(folder)}"
         return bool(schedd.query(constraint=constraint, projection=["ClusterId"]))
     except Exception as error:
-        raise Unreachable(f"the schedd does not answer: {error}", 3) from None
+        raise _silent(error) from None
 
 
 def live(dags: Sequence[int], clusters: Sequence[int] = ()) -> list[Ad]:

@@ -24,7 +24,8 @@ MEGABYTES = 100
 # Fetches in a process of its own and tells how many bytes came through its pipes.
 COUNTING = """
 import json, os, sys
-from condorctl import api, sandbox
+from condorctl import api
+from condorctl.files import sandbox
 count, read = 0, os.read
 def counted(fd, size):
     global count
