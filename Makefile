@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTHON ?= python3
+# A process a file, in the order that tests/conftest.py gives them. Each computes on one core.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test check format docs setup clean
 
@@ -48,10 +50,10 @@ endef
 test: $(STAMP)
 	@sh -c '$(need_chromium)'
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/pytest tests/unit tests/pool
+	$(PYTEST) -n 3 tests/pool tests/unit
 
 check: $(STAMP) lint
-	$(BIN)/pytest -q tests/unit
+	$(PYTEST) -q -n 2 tests/unit
 
 .PHONY: lint
 lint: $(STAMP)

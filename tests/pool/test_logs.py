@@ -41,7 +41,7 @@ def at_a_terminal(words: Sequence[str], steps: Sequence[tuple[str, str]]) -> tup
     if child == 0:
         os.execvp(words[0], words)
     shown, seen, left = b"", 0, list(steps)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         if not select.select([terminal], [], [], 0.5)[0]:
             continue
