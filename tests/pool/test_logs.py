@@ -87,12 +87,12 @@ def test_following_goes_on_through_an_eviction_and_a_retry_without_a_line_lost_o
     view = wait(name, lambda view: view["stages"]["one"]["state"] == "running")
     job = view["stages"]["one"]["job"]
     one = start("logs", "--follow", job, out=Path("of job"))
-    while Path("followed").read_text().count("no end") < 6:
+    block = "same\nno end\n" * 6
+    while Path("followed").read_text() != f"start 1\n{block}":
         assert follower.poll() is None, follower.communicate()
         time.sleep(0.2)
     condor("condor_vacate_job", job)
 
-    block = "same\nno end\n" * 6
     first = f"start 1\n{block}start 2\n{block}the end"
     assert follower.wait(120) == 1, follower.communicate()
     text, remarks = Path("followed").read_text(), follower.communicate()[1].decode()
