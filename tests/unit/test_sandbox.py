@@ -1,4 +1,4 @@
-"""What the far side of a fetch sends is not trusted: 3,000 streams that no honest one sends."""
+"""What the far side of a fetch sends is not trusted: 2,000 streams that no honest one sends."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_listing_names_nothing_outside(start: bytes, middle: bytes, end: bytes
             assert ".." not in PurePosixPath(found).parts
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_no_file_is_there_under_its_name_unless_it_is_what_was_announced(
     data: st.DataObject,
