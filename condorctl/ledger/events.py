@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from condorctl.condor import cluster, dagman
 from condorctl.job import METRICS_FILE, check_result
+from condorctl.job.folder import FOLDER, Folder
 from condorctl.ledger import (
     Checkpoint,
     Job,
@@ -397,6 +398,10 @@ def _apply_to_job(reading: _Reading, event: Event) -> None:
         if reading.run.kind == "pipeline":
             _read_metrics(reading.session, reading.run, job)
             read_record(job)
+            if state == "completed":
+                # A stage that is done goes on from nowhere, and its checkpoints may be large.
+                with suppress(OSError):
+                    Folder(job.stage.folder / FOLDER).empty()
     if state in {"completed", "failed", "removed"}:
         job.finished = when
     if kind == _HELD:
@@ -499,7 +504,7 @@ def _add_checkpoint(job: Job, record: Event, place: str) -> None:
         return
     if not (progress.is_count(epoch) and progress.is_count(size)):
         return
-    same_path = [old for old in job.checkpoints if old.path == path]
+    same_path = [old for old in job.checkpoints if _slot(old.path) == _slot(path)]
     known = next((old for old in same_path if old.sha256 == sha256), None)
     if known is None:
         known = Checkpoint(path=path, epoch=epoch, bytes=size, sha256=sha256)
@@ -508,6 +513,11 @@ def _add_checkpoint(job: Job, record: Event, place: str) -> None:
         for old in same_path:
             old.place = None
         known.place = place
+
+
+def _slot(path: str) -> str:
+    """What a later checkpoint takes the place of: its own path, or all that a job goes on from."""
+    return FOLDER if path.startswith(f"{FOLDER}/") else path
 
 
 def _record(text: object) -> Event:
