@@ -42,6 +42,9 @@ _JOB_ATTRIBUTES = [
     "RemoteUserCpu", "RemoteSysCpu", "TotalSubmitProcs",
 ]  # fmt: skip
 
+# What a spooled DAGMan job says of where it comes from.
+FOLDER = "CondorctlFolder"
+
 # DAGMan's note in a SUBMIT event; the plain form is the one that it wrote before version 24.
 _NODE_NAME = re.compile(r'(?:DAGNodeName = "|DAG Node: )(?P<name>[^"\s]+)')
 
@@ -238,12 +241,27 @@ def is_queued(folder: str) -> bool:
 
     Raises Unreachable.
     """
+    return bool(_queued(folder))
+
+
+def dag_of(folder: str) -> int | None:
+    """The cluster id of the DAGMan job in the queue that was submitted from `folder`, if any.
+
+    Raises Unreachable.
+    """
+    found = [ad["ClusterId"] for ad in _queued(folder) if "DAGManJobId" not in ad]
+    return int(found[-1]) if found else None
+
+
+def _queued(folder: str) -> list[Ad]:
     import classad2
 
     schedd, _ = _schedd()
     try:
-        constraint = f"Iwd == {classad2.quote(folder)}"
-        return bool(schedd.query(constraint=constraint, projection=["ClusterId"]))
+        text = classad2.quote(folder)
+        # Of a job that was spooled, Iwd is a folder of the schedd's.
+        constraint = f"Iwd == {text} || {FOLDER} == {text}"
+        return list(schedd.query(constraint=constraint, projection=["ClusterId", "DAGManJobId"]))
     except Exception as error:
         raise Unreachable(f"the schedd does not answer: {error}", 3) from None
 

@@ -329,6 +329,11 @@ class Ledger:
         """Whether it is a group's, on a server."""
         return self._database.shared
 
+    @property
+    def records(self) -> Path:
+        """The folder for what is kept of runs that have no folder of their own (`runfile`)."""
+        return self._database.records
+
     @contextmanager
     def session(self) -> Iterator[Session]:
         """One transaction: committed at the end, rolled back on an error.

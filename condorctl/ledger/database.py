@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -22,6 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
 
+from condorctl import paths
 from condorctl.errors import UserError
 
 # Seconds. Waiting for a server's first answer, and for others' transactions.
@@ -158,6 +160,14 @@ class Database:
         """Whether it is a server's, so that others may write in it and from other machines."""
         return self.engine.dialect.name != "sqlite"
 
+    @property
+    def records(self) -> Path:
+        """The folder for what is kept of runs that have no folder of their own (`runfile`)."""
+        if not self.shared:
+            return Path(self.engine.url.database or "").with_suffix(".records")
+        # On this machine, and of this user alone: the database is others', too.
+        return paths.data() / (re.sub(r"[^A-Za-z0-9.]+", "-", self.name) + ".records")
+
     def _explain(self, error: DBAPIError) -> tuple[str, int]:
         """What the database said, in one line, and the exit code."""
         words = str(error.orig).strip()
@@ -203,7 +213,7 @@ def _sqlite(url: sa.URL, foreign_keys: bool = True) -> sa.Engine:
         path.touch(mode=0o600)
     except OSError as error:
         raise UserError(f"ledger {path}: {error.strerror}; set CONDORCTL_LEDGER") from None
-    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S}, json_serializer=_json)
+    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S}, json_serializer=as_json)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
@@ -259,7 +269,7 @@ def _postgres(url: sa.URL) -> sa.Engine:
             },
             # A snapshot taken before the lock is had would show what was true before it.
             isolation_level="READ COMMITTED",
-            json_serializer=_json,
+            json_serializer=as_json,
             pool_pre_ping=True,  # `follow` outlives a server's restart
         )
     except ModuleNotFoundError:
@@ -299,7 +309,8 @@ def _layout(connection: sa.Connection, tables: sa.MetaData) -> str | None:
     return None
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """`value` as JSON that every database takes."""
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:

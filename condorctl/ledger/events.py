@@ -36,6 +36,7 @@ from condorctl.ledger import (
     Stage,
     ads,
     progress,
+    runfile,
     sharing,
 )  # fmt: skip
 from condorctl.ledger.record import read as read_record
@@ -93,7 +94,14 @@ def sync(ledger: Ledger) -> Unknown:
 
     elsewhere = spool.bring_back(ledger)
     damaged = [elsewhere] if elsewhere else []
-    _catch_up(ledger)
+    before = _catch_up(ledger)
+    unreachable = _sync(ledger, damaged)
+    damaged += runfile.keep_changed(ledger, before)
+    return Unknown(unreachable, tuple(damaged))
+
+
+def _sync(ledger: Ledger, damaged: list[str]) -> str | None:
+    """Why the schedd could not be asked, if so; what is wrong with logs is added to `damaged`."""
     with ledger.session() as session:
         unfinished = [run for run in _unfinished(session) if sharing.is_ours_to_read(ledger, run)]
         for run in unfinished:
@@ -108,23 +116,25 @@ def sync(ledger: Ledger) -> Unknown:
         here = cluster.schedd_name() if wanted else ""
         told = ads.ask([one for one in wanted if one.schedd == here])
     except cluster.Unreachable as error:
-        return Unknown(str(error), tuple(damaged))
+        return str(error)
     if not told.runs:
-        return Unknown(None, tuple(damaged))
+        return None
     with ledger.session() as session:
         for run in session.scalars(select(Run).where(Run.id.in_(told.runs))):
             before, run.seen = run.seen or run.submitted, told.time
             for job, ad in ads.apply(session, run, told):
                 _apply_chirp(job, ad)
-            if not run.finished and run.id in told.gone:
+            if not run.finished and run.id in (told.gone.keys() | told.unsent.keys()):
                 # It may have ended between the look at its logs and the question.
                 with suppress(cluster.DamagedLog):
                     read_logs(session, run)
                 if ads.lost(run, told, before):
                     _conclude(session, run)
+            if run.id in told.unsent and run.cluster is None:
+                ads.find_again(session, run, told.unsent[run.id])
             if run.kind == "jobs":
                 ads.conclude(session, run)
-    return Unknown(None, tuple(damaged))
+    return None
 
 
 def _unfinished(session: Session) -> list[Run]:
@@ -134,13 +144,15 @@ def _unfinished(session: Session) -> list[Run]:
     return list(session.scalars(select(Run).where(Run.finished.is_(None) | lingers)))
 
 
-def _catch_up(ledger: Ledger) -> None:
+def _catch_up(ledger: Ledger) -> runfile.Marks:
     """Read the long news of DAGs bit by bit, letting others at the ledger in between.
 
-    What is wrong with a log is left for `sync` to say.
+    What is wrong with a log is left for `sync` to say. Returns what was known before.
     """
     with ledger.session() as session:
-        dags = [run for run in _unfinished(session) if run.kind != "jobs"]
+        unfinished = _unfinished(session)
+        before = runfile.marks(session, unfinished)
+        dags = [run for run in unfinished if run.kind != "jobs"]
         behind = [run.id for run in dags if sharing.is_ours_to_read(ledger, run)]
         behind = [row for row in behind if _news(session, session.get_one(Run, row)) > _BATCH]
     for row in behind:
@@ -149,6 +161,7 @@ def _catch_up(ledger: Ledger) -> None:
             with ledger.session() as session, suppress(cluster.DamagedLog):
                 more = False
                 more = read_logs(session, session.get_one(Run, row), _BATCH)
+    return before
 
 
 def read_logs(session: Session, run: Run, most: int | None = None) -> bool:
