@@ -36,10 +36,10 @@ _JOB_ATTRIBUTES = [
     "ClusterId", "ProcId", "DAGManJobId", "DAGNodeName", "ChirpProgress", "ChirpCheckpoint",
     "Owner", "JobUniverse", "JobStatus", "JobBatchName", "QDate", "Cmd", "Args", "Arguments",
     "Iwd", "Out", "Err", "UserLog", "StageInFinish", "NumJobStarts", "JobCurrentStartDate",
-    "EnteredCurrentStatus", "ExitCode", "ExitBySignal", "ExitSignal", "HoldReason",
-    "HoldReasonCode", "HoldReasonSubCode", "RemoveReason", "RemoteHost", "LastRemoteHost",
-    "CpusProvisioned", "GPUsProvisioned", "ResidentSetSize", "RequestMemory", "DiskUsage",
-    "RemoteUserCpu", "RemoteSysCpu", "TotalSubmitProcs",
+    "EnteredCurrentStatus", "CompletionDate", "ExitCode", "ExitBySignal", "ExitSignal",
+    "HoldReason", "HoldReasonCode", "HoldReasonSubCode", "RemoveReason", "RemoteHost",
+    "LastRemoteHost", "CpusProvisioned", "GPUsProvisioned", "ResidentSetSize", "RequestMemory",
+    "DiskUsage", "RemoteUserCpu", "RemoteSysCpu", "TotalSubmitProcs",
 ]  # fmt: skip
 
 # What a spooled DAGMan job says of where it comes from.
@@ -296,6 +296,15 @@ def history(constraint: str, since: float) -> list[Ad]:
             since=f"EnteredCurrentStatus < {int(since)}",
         )
         return [_plain(ad) for ad in ads]
+    except Exception as error:
+        raise _silent(error) from None
+
+
+def everything() -> list[Ad]:
+    """The ads of all jobs in the queue, of all users, as `live` gives them. Raises Unreachable."""
+    schedd, _ = _schedd()
+    try:
+        return [_plain(ad) for ad in schedd.query(projection=_JOB_ATTRIBUTES)]
     except Exception as error:
         raise _silent(error) from None
 

@@ -191,6 +191,11 @@ class Job(Base):
         order_by="Checkpoint.epoch", cascade="all, delete-orphan"
     )
     written: Mapped[list[Output]] = relationship(order_by="Output.id", cascade="all, delete-orphan")
+    metrics: Mapped[list[Metric]] = relationship(order_by="Metric.id", cascade="all, delete-orphan")
+    results: Mapped[list[Result]] = relationship(order_by="Result.id", cascade="all, delete-orphan")
+    fetched: Mapped[list[Fetched]] = relationship(
+        order_by="Fetched.id", cascade="all, delete-orphan"
+    )
 
     @property
     def folder(self) -> Path:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -75,6 +75,8 @@ _CPU_TIME = re.compile(r"(\d+) (\d+):(\d+):(\d+)")
 
 Event = dict[str, Any]
 Json = dict[str, Any]
+# Progress and usage of jobs by cluster and process.
+Heard = Mapping[tuple[int, int], tuple[Json | None, Json | None]]
 
 
 @dataclass(frozen=True)
@@ -185,13 +187,45 @@ def read_logs(session: Session, run: Run, most: int | None = None) -> bool:
     return more
 
 
+def read_again(session: Session, run: Run, aside: Sequence[Path], heard: Heard) -> None:
+    """Enter what the logs of the pipeline `run`, of which nothing was read yet, tell.
+
+    `aside` are the logs of nodes before the present one. What is kept of what jobs said is `heard`:
+    their progress and usage, by cluster and process. Raises DamagedLog, as `read_logs`.
+    """
+    log = Path(f"{run.dag_file}.nodes.log")
+    for old in (log, Path(f"{run.dag_file}.dagman.log")):
+        if position := session.get(LogPosition, str(old)):
+            session.delete(position)
+            session.flush()
+    for event in _new_events(session, Path(f"{run.dag_file}.dagman.log")):
+        _apply_to_run(session, run, event)
+    reading = _Reading(session, run, heard)
+    try:
+        for path in aside:
+            start = LogPosition(path=str(path), inode=0, offset=0)
+            _apply_all(reading, cluster.read_events(path, start))
+            # As `resume` does it.
+            for stage in run.stages:
+                stage.outcome = stage.outcome if _succeeded(stage) else None
+        _apply_all(reading, _new_events(session, log))
+    finally:
+        reading.read_files()
+    if run.finished:
+        _conclude(session, run)
+
+
+def _apply_all(reading: _Reading, events: Iterator[Event]) -> None:
+    for chunk in _in_chunks(events):
+        reading.expect(chunk)
+        for event in chunk:
+            _apply_to_job(reading, event)
+
+
 def _read_nodes_log(session: Session, run: Run, log: Path, most: int | None = None) -> None:
     reading = _Reading(session, run)
     try:
-        for chunk in _in_chunks(_new_events(session, log, most=most)):
-            reading.expect(chunk)
-            for event in chunk:
-                _apply_to_job(reading, event)
+        _apply_all(reading, _new_events(session, log, most=most))
         if run.kind == "dag":
             _read_failed_scripts(reading)
     finally:
@@ -381,8 +415,8 @@ class _Reading:
     thousand nodes.
     """
 
-    def __init__(self, session: Session, run: Run) -> None:
-        self.session, self.run = session, run
+    def __init__(self, session: Session, run: Run, heard: Heard | None = None) -> None:
+        self.session, self.run, self._heard = session, run, heard or {}
         self._stages: dict[str, Stage] = {}
         self._clusters: dict[int, Stage] = {}
         self._jobs: dict[tuple[int, int], Job] = {}
@@ -437,7 +471,12 @@ class _Reading:
         """A job of the stage that was not known."""
         latest = stage.jobs[-1] if stage.jobs else None
         attempt = latest.attempt + (latest.cluster != number) if latest else 1
+        progress, usage = self._heard.get((number, proc), (None, None))
         job = Job(
+            progress=progress,
+            usage=dict(usage or {}),
+            metrics=[],
+            results=[],
             schedd=self.run.schedd,
             cluster=number,
             proc=proc,
@@ -448,7 +487,6 @@ class _Reading:
             states=[],
             checkpoints=[],
             written=[],
-            usage={},
         )
         stage.jobs.append(job)
         self._jobs[number, proc] = job

@@ -15,9 +15,11 @@ The keys are the names of the ledger's columns.
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
+import socket
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -138,20 +140,34 @@ def write(file: Path, kept: Json) -> None:
         raise
 
 
-def keep(ledger: Ledger, name: str) -> None:
-    """Write what is to be kept of the run called `name`: into its folder, or beside the ledger.
+def place(ledger: Ledger, run: Run) -> Path:
+    """The file that holds what is kept of `run`: in its folder, or beside the ledger."""
+    if run.kind == "pipeline" and run.cleaned is None:
+        return run.path / FILE
+    return ledger.records / f"{run.name}.json"
+
+
+def is_ours_to_keep(run: Run) -> bool:
+    """Whether this user, on this machine, keeps the record of `run`."""
+    return run.owner == getpass.getuser() and run.host == socket.gethostname()
+
+
+def keep(ledger: Ledger, name: str) -> bool:
+    """Write what is to be kept of the run called `name`; whether there is a folder to do so.
 
     Raises OSError.
     """
     with ledger.session() as session:
         run = session.scalars(select(Run).where(Run.name == name)).one()
-        whole = run.kind != "pipeline" or run.cleaned is not None
-        file = ledger.records / f"{name}.json" if whole else run.path / FILE
-        if not whole and not run.path.is_dir():
-            return
-        kept = of(session, run, whole)
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = place(ledger, run)
+        in_folder = file.name == FILE
+        if in_folder and not run.path.is_dir():
+            return False
+        kept = of(session, run, whole=not in_folder)
+    if not in_folder:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write(file, kept)
+    return True
 
 
 Marks = dict[str, tuple[object, ...]]
@@ -195,13 +211,14 @@ def keep_changed(ledger: Ledger, before: Marks) -> list[str]:
 
 
 def _is_due(ledger: Ledger, run: Run) -> bool:
-    if run.kind == "pipeline":
-        return os.access(run.path, os.W_OK)
+    if not is_ours_to_keep(run):
+        return False
+    if run.kind == "pipeline" or run.finished is not None:
+        return True
     with suppress(OSError):
-        last = (ledger.records / f"{run.name}.json").stat().st_mtime
-        return run.finished is not None or time.time() - last > _INTERVAL_S
-    # It was adopted by somebody else.
-    return False
+        last = place(ledger, run).stat().st_mtime
+        return time.time() - last > _INTERVAL_S
+    return True
 
 
 def read(file: Path) -> Any:
