@@ -420,6 +420,8 @@ class _Reading:
         self._stages: dict[str, Stage] = {}
         self._clusters: dict[int, Stage] = {}
         self._jobs: dict[tuple[int, int], Job] = {}
+        # Jobs of other runs: a folder that was copied brings its logs along.
+        self._others: set[tuple[int, int, float]] = set()
         # The nodes whose stand-ins for a job were seen.
         self.without_job: dict[tuple[int, ...], Stage] = {}
         # Jobs of which the log has told the end, each once, in that order.
@@ -443,6 +445,10 @@ class _Reading:
             self._stages[stage.name] = stage
             self._jobs.update({(job.cluster, job.proc): job for job in stage.jobs})
             self._clusters.update({job.cluster: stage for job in stage.jobs})
+        others = select(Job.cluster, Job.proc, Job.submitted).join(Stage)
+        others = others.where(Job.schedd == self.run.schedd, Job.cluster.in_(numbers))
+        others = others.where(Stage.run_id != self.run.id)
+        self._others |= {(*row,) for row in self.session.execute(others)}
 
     def stage(self, name: str) -> Stage | None:
         """The stage called `name`; of a foreign DAG it is made when it was not known."""
@@ -467,8 +473,10 @@ class _Reading:
         """The stage that the cluster is of."""
         return self._clusters.get(number)
 
-    def submitted(self, stage: Stage, number: int, proc: int, when: float) -> Job:
-        """A job of the stage that was not known."""
+    def submitted(self, stage: Stage, number: int, proc: int, when: float) -> Job | None:
+        """A job of the stage that was not known; None if it is another run's."""
+        if (number, proc, when) in self._others:
+            return None
         latest = stage.jobs[-1] if stage.jobs else None
         attempt = latest.attempt + (latest.cluster != number) if latest else 1
         progress, usage = self._heard.get((number, proc), (None, None))
