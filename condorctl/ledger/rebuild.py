@@ -118,6 +118,7 @@ def _enter(ledger: Ledger, file: Path, kept: Json, done: Rebuilt) -> None:
                 _replay(session, run, kept)
             except cluster.DamagedLog as error:
                 done.problems.append(f"{name}: {error}")
+        run.unkept = 0
         done.added.append(name)
 
 

@@ -120,6 +120,7 @@ def test_a_ledger_of_an_older_layout_is_brought_up_to_date_and_goes_on(
         # As the third layout had it.
         for index in ("ix_job_stage_id", "ix_fetched_job_id", "ix_stage_source_id"):
             ledger.execute(f"DROP INDEX {index}")
+        ledger.execute("ALTER TABLE run DROP COLUMN unkept")
         ledger.execute("UPDATE alembic_version SET version_num = '3'")
     assert wait(name, lambda view: bool(view["finished"]))["state"] == "done"
     assert (tmp_path / "ledger.sqlite.layout-3").is_file()
