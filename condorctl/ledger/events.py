@@ -97,9 +97,9 @@ def sync(ledger: Ledger) -> Unknown:
 
     elsewhere = spool.bring_back(ledger)
     damaged = [elsewhere] if elsewhere else []
-    before = _catch_up(ledger)
+    _catch_up(ledger)
     unreachable = _sync(ledger, damaged)
-    damaged += runfile.keep_changed(ledger, before)
+    damaged += runfile.keep_learnt(ledger)
     return Unknown(unreachable, tuple(damaged))
 
 
@@ -147,15 +147,13 @@ def _unfinished(session: Session) -> list[Run]:
     return list(session.scalars(select(Run).where(Run.finished.is_(None) | lingers)))
 
 
-def _catch_up(ledger: Ledger) -> runfile.Marks:
+def _catch_up(ledger: Ledger) -> None:
     """Read the long news of DAGs bit by bit, letting others at the ledger in between.
 
-    What is wrong with a log is left for `sync` to say. Returns what was known before.
+    What is wrong with a log is left for `sync` to say.
     """
     with ledger.session() as session:
-        unfinished = _unfinished(session)
-        before = runfile.marks(session, unfinished)
-        dags = [run for run in unfinished if run.kind != "jobs"]
+        dags = [run for run in _unfinished(session) if run.kind != "jobs"]
         behind = [run.id for run in dags if sharing.is_ours_to_read(ledger, run)]
         behind = [row for row in behind if _news(session, session.get_one(Run, row)) > _BATCH]
     for row in behind:
@@ -164,7 +162,6 @@ def _catch_up(ledger: Ledger) -> runfile.Marks:
             with ledger.session() as session, suppress(cluster.DamagedLog):
                 more = False
                 more = read_logs(session, session.get_one(Run, row), _BATCH)
-    return before
 
 
 def read_logs(session: Session, run: Run, most: int | None = None) -> bool:
@@ -390,6 +387,8 @@ def _apply_to_run(session: Session, run: Run, event: Event) -> None:
     elif kind in _STATES:
         run.state = _STATES[kind]
         run.finished = when if kind == _ABORTED else None
+    if run.kind != "pipeline":
+        run.unkept += 1
     if kind in _STATES or kind == _TERMINATED:
         run.problem = str(event.get("HoldReason", "")) if kind == _HELD else None
 
@@ -545,6 +544,7 @@ def _apply_to_job(reading: _Reading, event: Event) -> None:
         job.hold_code = int(event.get("HoldReasonCode", 0))
         job.hold_subcode = int(event.get("HoldReasonSubCode", 0))
         job.hold_reason = detail
+    runfile.learnt(job)
 
 
 def _submitted(reading: _Reading, event: Event, number: int, proc: int, when: float) -> Job | None:

@@ -45,7 +45,7 @@ def test_a_deleted_ledger_comes_back_and_agrees_with_htcondor(
     spec = SPEC.format(mended=mended)
     one = submit(spec)
     (project / "by hand.sub").write_text(
-        "executable = /bin/sh\narguments = -c 'exit $(Process)'\nlog = x.log\n"
+        "executable = /bin/sh\narguments = \"-c 'exit $(Process)'\"\nlog = x.log\n"
         "request_memory = 64\nqueue 2\n"
     )
     jobs = told("submit", "./by hand.sub")["run"]
@@ -63,8 +63,8 @@ def test_a_deleted_ledger_comes_back_and_agrees_with_htcondor(
 
     def everything() -> list[Any]:
         views = [told(what, name) for what in ("status", "show", "cost") for name in names]
-        return [*views, *(told("results", name) for name in (one, two, gone)), told("cost", "--all"),
-                told("results", one, two, gone, "--metrics")]  # fmt: skip
+        views += [told("results", name) for name in (one, two, gone)]
+        return [*views, told("cost", "--all"), told("results", one, two, gone, "--metrics")]
 
     before = everything()
     attempts = [job["attempt"] for job in before[0]["stages"][1]["jobs"]]
@@ -110,3 +110,18 @@ def test_a_deleted_ledger_comes_back_and_agrees_with_htcondor(
         assert line in answer.stdout, answer.stdout
     shutil.rmtree(runs / two)
     assert f"{two}: its folder" in condorctl("ledger", "check").stdout
+
+
+def test_a_ledger_of_an_older_layout_is_brought_up_to_date_and_goes_on(
+    submit: Callable[..., str], wait: Callable[..., Status], condorctl: Condorctl, tmp_path: Path
+) -> None:
+    name = submit("stages: {one: {command: ['true'], request_memory: 64 MB}}")
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as ledger, ledger:
+        # As the third layout had it.
+        for index in ("ix_job_stage_id", "ix_fetched_job_id", "ix_stage_source_id"):
+            ledger.execute(f"DROP INDEX {index}")
+        ledger.execute("ALTER TABLE run DROP COLUMN unkept")
+        ledger.execute("UPDATE alembic_version SET version_num = '3'")
+    assert wait(name, lambda view: bool(view["finished"]))["state"] == "done"
+    assert (tmp_path / "ledger.sqlite.layout-3").is_file()
+    assert condorctl("ledger", "check").returncode == 0
