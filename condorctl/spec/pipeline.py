@@ -9,7 +9,7 @@ import heapq
 import re
 from collections.abc import Callable, Iterable
 from graphlib import TopologicalSorter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from condorctl.condor import submit_language
 from condorctl.errors import UserError
+from condorctl.spec import image as images
 from condorctl.spec import yaml_text
 from condorctl.spec.yaml_text import Scalar, Value
 
@@ -35,7 +36,8 @@ _UNITS = {"K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
 
 # What a stage's submit file says for itself; written twice, the last would win in silence.
 _OWN_COMMANDS = {
-    "arguments", "batch_name", "dagman_log", "environment", "error", "executable", "initialdir",
+    "arguments", "batch_name", "container_image", "dagman_log", "docker_image", "environment",
+    "error", "executable", "initialdir",
     "input", "log", "output", "preserve_relative_paths", "priority", "request_cpus", "request_disk",
     "request_gpus", "request_memory", "requirements", "retry_request_disk", "retry_request_memory",
     "should_transfer_files", "transfer_executable", "transfer_input_files", "transfer_output_files",
@@ -84,6 +86,10 @@ def _checked(check: Callable[..., str], *values: Any) -> str:
 
 
 Text = Annotated[str, StringConstraints(min_length=1)]
+# Empty text is what a parameter that nobody set leaves: as if the key were not there.
+Universe = Annotated[
+    Literal["vanilla", "docker", "container"], BeforeValidator(lambda value: value or "vanilla")
+]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.@-]+$")]
 # In a file a number or a truth value can stand for its text.
 Word = Annotated[
@@ -125,6 +131,18 @@ class Defaults(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    universe: Universe = Field(
+        "vanilla",
+        description="where the command runs: `vanilla`, on the node itself; `docker`, in an image "
+        "by the node's Docker; `container`, in an image by what the node has, such as Apptainer",
+    )
+    image: str = Field(
+        "",
+        validate_default=True,
+        description="the image of a docker or container stage: a registry's, best with its "
+        "`@sha256:` digest; for container also a .sif file, a sandbox folder or a URL; else the "
+        "one that `condorctl image push` recorded last",
+    )
     request_cpus: int = Field(1, ge=1, description="cores")
     request_memory: Amount = Field("1 GB", description="memory, with its unit: 512 MB, 4 GB")
     request_disk: Amount = Field("1 GB", description="disk, with its unit: 512 MB, 4 GB")
@@ -205,6 +223,13 @@ class Stage(Defaults):
     @classmethod
     def _lines(cls, submit: dict[str, Scalar]) -> dict[str, Scalar]:
         return _readable(submit)
+
+    @field_validator("image")
+    @classmethod
+    def _fits(cls, image: str, info: ValidationInfo) -> str:
+        # A universe that is none has an error of its own.
+        universe = info.data.get("universe")
+        return _checked(images.check, universe, image) if universe else image
 
     def upstream(self, stages: Iterable[str]) -> list[str]:
         """The names of the stages this one waits for, from ``needs`` and from its inputs."""

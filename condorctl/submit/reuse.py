@@ -28,7 +28,7 @@ from condorctl.errors import UserError, suggest
 from condorctl.ledger import Ledger, Run, find
 from condorctl.ledger import Stage as Entry
 from condorctl.spec.pipeline import Pipeline, Stage, is_url, split_input
-from condorctl.submit import content, snapshot
+from condorctl.submit import content, universe
 from condorctl.submit.snapshot import Snapshot
 
 # In a rendered submit file.
@@ -98,11 +98,9 @@ def fingerprint(
         for text in stage.inputs
     ]
     images = [line.strip() for line in _IMAGE.findall(text)]
-    for line in images:
-        file = Path(line.partition("=")[2].strip())
-        if file.is_file():
-            images.append(snapshot.sha256(ledger, file.absolute()))
-            break
+    if image := universe.image_of(text):
+        # A digest in its name counts twice, and a file of the same name for what is in it.
+        images.append(universe.digest(ledger, image) or "")
     parts = {
         "command": stage.command,
         "code": code,

@@ -22,7 +22,7 @@ from condorctl.ledger import Ledger, Run, Stage, events, find
 from condorctl.pool import elsewhere
 from condorctl.spec import reader
 from condorctl.spec.pipeline import Pipeline
-from condorctl.submit import provenance, render, reuse, snapshot, spool
+from condorctl.submit import provenance, render, reuse, snapshot, spool, universe
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,15 @@ def submit(
             stage.name: render.submit_file(pipeline, stage, pipeline.name, python())
             for stage in pipeline.stages.values()
         }
-        words = (pipeline.site.python if pipeline.site else None) or python()
         prints = {
-            stage.name: reuse.fingerprint(ledger, stage, pipeline, taken, words, texts[stage.name])
+            stage.name: reuse.fingerprint(
+                ledger, stage, pipeline, taken,
+                universe.python(pipeline, stage, python()), texts[stage.name],
+            )
             for stage in pipeline.stages.values()
-        }
+        }  # fmt: skip
         plan = reuse.plan(ledger, pipeline, prints, wish or reuse.Wish(), draft)
-        origin = provenance.gather(pipeline, file, taken, schedd, draft, texts)
+        origin = provenance.gather(ledger, pipeline, file, taken, schedd, draft, texts)
         with ledger.session() as session:
             run = _entry(session, pipeline, runs, schedd)
             run.provenance = {**origin, "why": plan.why}

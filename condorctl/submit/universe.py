@@ -1,0 +1,73 @@
+"""Where a stage runs: on the node itself or in an image, as its submit file says it.
+
+HTCondor manual, "Docker Universe Applications" and "Container Universe Jobs". In an image there is
+nothing of the submit machine but what travels with the job.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from condorctl.condor import submit_language
+from condorctl.condor.submit_language import Quoted
+from condorctl.ledger import Ledger
+from condorctl.spec import image as images
+from condorctl.spec.pipeline import Pipeline, Stage
+from condorctl.submit import snapshot
+
+_IMAGE = re.compile(r"^[ \t]*(?:docker|container)_image[ \t]*=[ \t]*(.*?)[ \t]*$", re.I | re.M)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def lines(stage: Stage) -> Quoted:
+    """The submit file's lines on the universe and the image."""
+    found = {"universe": stage.universe, **_image(stage)}
+    texts = {name: submit_language.plain(text, "image") for name, text in found.items()}
+    return Quoted("".join(f"{name:<23} = {text}\n" for name, text in texts.items()))
+
+
+def python(pipeline: Pipeline, stage: Stage, here: Sequence[str]) -> list[str]:
+    """What ``python`` at the head of the stage's command is: in an image, the image's own.
+
+    `here` is what it is on a node of a pool whose site does not say.
+    """
+    if stage.universe != "vanilla":
+        return ["python3"]
+    return list((pipeline.site.python if pipeline.site else None) or here)
+
+
+def image_of(text: str) -> str | None:
+    """The image of a rendered submit file, be it from the spec or from a template."""
+    found = _IMAGE.search(text)
+    return found[1] if found else None
+
+
+def digest(ledger: Ledger, image: str) -> str | None:
+    """``sha256:…`` of an image: from its reference, or of the file or folder that travels.
+
+    None where the name has none: what is behind a tag, or a path on the nodes, may change.
+    """
+    if found := _DIGEST.search(image):
+        return found[0]
+    path = Path(image)
+    # A folder's name may also be that of an image in a registry.
+    if path.is_file() or (path.is_absolute() and path.exists()):
+        return f"sha256:{snapshot.sha256(ledger, path.absolute())}"
+    return None
+
+
+def _image(stage: Stage) -> dict[str, str]:
+    if stage.universe == "vanilla":
+        return {}
+    image = images.parse(stage.image)
+    if stage.universe == "docker":
+        return {"docker_image": image.text}
+    if image.kind == "registry":
+        return {"container_image": f"docker://{image.text}"}
+    if image.kind == "path" and image.here is None:
+        return {"container_image": image.text, "transfer_container": "false"}
+    if image.here:
+        return {"container_image": str(image.here.absolute())}
+    return {"container_image": image.text}
