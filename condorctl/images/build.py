@@ -76,7 +76,7 @@ def push(tag: str | None, to: str | None, engine: str | None, tell: Tell) -> Rec
         raise UserError(f"{chosen.name} has no image {name}: build it first, or pull it", 1)
     place = f"{target.name}:{target.tag or 'latest'}"
     if place != name:
-        chosen.ask("tag", name, place)
+        chosen.ask("tag", identity, place)
     digest = chosen.push(place, tell)
     pushed = replace(
         built or Record("", "", None, "", "", {}, 0.0),

@@ -79,9 +79,9 @@ def check(
     if identity is None:
         tell(f"pulling {name}")
         chosen.watch(["pull", name], tell)
-        identity = chosen.id(name)
+        identity = chosen.id(name) or name
     tell(f"starting {name} as a job would be")
-    findings = list(_findings(chosen, name, modules))
+    findings = list(_findings(chosen, identity, modules))
     return {
         "image": name,
         "id": identity,

@@ -67,9 +67,11 @@ class Engine(NamedTuple):
 
     def id(self, image: str) -> str | None:
         """``sha256:…`` of an image that is here, else None."""
-        with contextlib.suppress(Failed):
-            text = self.ask("image", "inspect", "--format", "{{.Id}}", image)
-            return text if text.startswith("sha256:") else f"sha256:{text}"
+        # Podman calls what it builds by a name without a host so, and finds it by that name alone.
+        for name in (image, f"localhost/{image}"):
+            with contextlib.suppress(Failed):
+                text = self.ask("image", "inspect", "--format", "{{.Id}}", name)
+                return f"sha256:{text.removeprefix('sha256:')}"
         return None
 
     def push(self, tag: str, tell: Tell) -> str:

@@ -37,11 +37,13 @@ def read() -> list[Record]:
     """All records, the newest first. Raises UserError for a file that is none of ours."""
     file = paths.images()
     try:
-        found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, list):
+            raise ValueError
         return [Record(**one) for one in found]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError):
         raise UserError(
             f"{file}: is not what `condorctl image` wrote: mend it, or delete it"
         ) from None

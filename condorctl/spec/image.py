@@ -33,16 +33,21 @@ class Image(NamedTuple):
     text: str
 
     @property
-    def here(self) -> Path | None:
-        """The file or folder of the submit machine that travels to the job, if it is one.
+    def travels(self) -> bool:
+        """Whether it is a file of the submit machine that is sent to the job.
 
-        CernVM-FS shows the same files everywhere, and an absolute path that is not here is one of
-        the execute node.
+        HTCondor refuses to send a folder with links to folders, which a root file system has: that
+        must be one of the nodes, too. CernVM-FS shows the same files everywhere.
         """
-        path = Path(self.text)
         if self.kind != "path" or self.text.startswith("/cvmfs/"):
-            return None
-        return path if path.exists() or not path.is_absolute() else None
+            return False
+        return Path(self.text).is_file()
+
+    @property
+    def missing(self) -> bool:
+        """Whether it is a path of the submit machine with nothing there."""
+        path = Path(self.text)
+        return self.kind == "path" and not path.is_absolute() and not path.exists()
 
 
 class Reference(NamedTuple):
@@ -93,7 +98,7 @@ def check(universe: str, text: str) -> str:
         raise UserError(
             f"{text!r}: docker takes images from a registry: `universe: container` runs this one"
         )
-    if image.here and not image.here.exists():
+    if image.missing:
         raise UserError(f"there is no {text!r} here; a path on the nodes begins with '/'")
     return text
 

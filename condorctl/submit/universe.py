@@ -12,10 +12,11 @@ from pathlib import Path
 
 from condorctl.condor import submit_language
 from condorctl.condor.submit_language import Quoted
+from condorctl.errors import UserError
 from condorctl.ledger import Ledger
 from condorctl.spec import image as images
 from condorctl.spec.pipeline import Pipeline, Stage
-from condorctl.submit import snapshot
+from condorctl.submit import content, snapshot
 
 _IMAGE = re.compile(r"^[ \t]*(?:docker|container)_image[ \t]*=[ \t]*(.*?)[ \t]*$", re.I | re.M)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -48,13 +49,19 @@ def digest(ledger: Ledger, image: str) -> str | None:
     """``sha256:…`` of an image: from its reference, or of the file or folder that travels.
 
     None where the name has none: what is behind a tag, or a path on the nodes, may change.
+    Raises UserError for a file that cannot be read.
     """
     if found := _DIGEST.search(image):
         return found[0]
     path = Path(image)
-    # A folder's name may also be that of an image in a registry.
-    if path.is_file() or (path.is_absolute() and path.exists()):
-        return f"sha256:{snapshot.sha256(ledger, path.absolute())}"
+    try:
+        if path.is_file():
+            return f"sha256:{snapshot.sha256(ledger, path.absolute())}"
+        # A name alone is that of an image in a registry, whatever folder is called so.
+        if path.is_absolute() and path.is_dir():
+            return f"sha256:{content.root_sha256(path)}"
+    except OSError as error:
+        raise UserError(f"image {image}: {error.filename}: {error.strerror}") from None
     return None
 
 
@@ -66,8 +73,7 @@ def _image(stage: Stage) -> dict[str, str]:
         return {"docker_image": image.text}
     if image.kind == "registry":
         return {"container_image": f"docker://{image.text}"}
-    if image.kind == "path" and image.here is None:
-        return {"container_image": image.text, "transfer_container": "false"}
-    if image.here:
-        return {"container_image": str(image.here.absolute())}
-    return {"container_image": image.text}
+    if image.kind == "url":
+        return {"container_image": image.text}
+    path = {"container_image": str(Path(image.text).absolute())}
+    return path if image.travels else {**path, "transfer_container": "false"}

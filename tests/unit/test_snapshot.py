@@ -117,19 +117,19 @@ def test_the_commit_and_what_was_not_committed_are_recorded(project: Path, ledge
     draft.mkdir(parents=True)
     taken = snapshot.take(ledger, pipeline, draft)
     file = Path("jobs/p.yaml")
-    assert provenance.gather(pipeline, file, taken, "s", draft, {})["git"] is None
+    assert provenance.gather(ledger, pipeline, file, taken, "s", draft, {})["git"] is None
     git("init", "-q", "-b", "trunk")
-    empty = provenance.gather(pipeline, file, taken, "s", draft, {})["git"]
+    empty = provenance.gather(ledger, pipeline, file, taken, "s", draft, {})["git"]
     assert (empty["commit"], empty["branch"], empty["dirty"]) == (None, "trunk", True)
     (project / "code.py").write_text("one\n")
     git("add", "code.py", "jobs")
     git("commit", "-qm", "first")
-    clean = provenance.gather(pipeline, file, taken, "s", draft, {})["git"]
+    clean = provenance.gather(ledger, pipeline, file, taken, "s", draft, {})["git"]
     assert (len(clean["commit"]), clean["dirty"], clean["diff"]) == (40, False, None)
     (project / "code.py").write_text("two\n")
     (project / "new \n name").touch()
     (project / "jobs").mkdir(exist_ok=True)
-    dirty = provenance.gather(pipeline, file, taken, "s", draft, {})
+    dirty = provenance.gather(ledger, pipeline, file, taken, "s", draft, {})
     assert dirty["git"]["commit"] == clean["commit"]
     assert dirty["git"]["untracked"] == ["new \n name"]
     diff = (draft / "uncommitted.diff").read_text()
@@ -139,6 +139,6 @@ def test_the_commit_and_what_was_not_committed_are_recorded(project: Path, ledge
     }  # fmt: skip
     assert dirty["packages"]["pytest"] == pytest.__version__
     image = {"s0": "docker_image = x@sha256:" + "a" * 64 + "\n", "s1": "container_image = y\n"}
-    found = provenance.gather(pipeline, file, taken, "s", draft, image)["images"]
+    found = provenance.gather(ledger, pipeline, file, taken, "s", draft, image)["images"]
     assert found["s0"]["digest"] == "sha256:" + "a" * 64
     assert found["s1"] == {"image": "y", "digest": None}
