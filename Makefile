@@ -45,8 +45,18 @@ if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then apt-get update -qq
 else echo "no Chromium: the browser test is left out; to have it: sudo apt-get install -y chromium" >&2; fi
 endef
 
+# Stages in containers: podman without root in Docker's place, a registry, a base image.
+CONTAINERS := podman runc uidmap slirp4netns catatonit mmdebstrap docker-registry
+define need_containers
+command -v podman >/dev/null && command -v mmdebstrap >/dev/null && command -v docker-registry >/dev/null && exit 0; \
+if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+apt-get update -qq && apt-get install -y -qq --no-install-recommends $(CONTAINERS); \
+else echo "no podman, or not root: the tests of containers are left out" >&2; fi
+endef
+
 test: $(STAMP)
 	@sh -c '$(need_chromium)'
+	@sh -c '$(need_containers)'
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest tests/unit tests/pool
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 NAME = "condorctl-test"
 
-# $1: a folder that others may not enter; then what is to be seen of it. Put in by `_open`.
+# Of a folder that others may not enter, what is to be seen.
 _MASK = """\
 keep=$(mktemp -d)
 mount --rbind {closed} "$keep"
@@ -48,7 +48,6 @@ class Account:
         self.home = Path(pwd.getpwnam(NAME).pw_dir)
         self.home.chmod(0o755)
         self.reads = list(reads)
-        self.overlays: list[tuple[Path, str]] = []
         self.environment = {
             "HOME": str(self.home),
             "USER": NAME,
@@ -117,7 +116,7 @@ class Account:
 
     def _namespace(self) -> str:
         closed = sorted({folder for path in self.reads if (folder := _closed(path))})
-        parts = [
+        return "\n".join(
             _MASK.format(
                 closed=folder,
                 seen="".join(
@@ -127,12 +126,7 @@ class Account:
                 ),
             )
             for folder in closed
-        ]
-        parts += [
-            f"mount -t overlay overlay -o ro,lowerdir={above}:{place} {place}"
-            for above, place in self.overlays
-        ]
-        return "\n".join(parts)
+        )
 
 
 def _closed(path: Path) -> Path | None:

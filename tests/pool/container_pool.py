@@ -22,6 +22,7 @@ from typing import Any
 
 from condorctl.pool import debian
 from condorctl.pool.places import software_dir
+from tests.pool import apptainer
 from tests.pool.account import Account
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,13 @@ DOCKER_VOLUMES = PACKAGES
 DOCKER_MOUNT_VOLUMES = PACKAGES
 DOCKER_VOLUME_DIR_PACKAGES = {packages}:/usr/local/lib/python{version}/dist-packages:ro
 DOCKER_VOLUME_DIR_PACKAGES_MOUNT_IF = WantPackages =?= true
+"""
+# Debian's HTCondor has no image to try whether a node can open files of images.
+_APPTAINER = """\
+DOCKER = /usr/bin/false
+SINGULARITY = {program}
+HasSIF = True
+STARTD_ATTRS = $(STARTD_ATTRS) HasSIF
 """
 
 
@@ -130,14 +138,27 @@ class ContainerPool:
         before = file.read_text() if file.exists() else ""
         self.account.write(str(file.relative_to(self.account.home)), before + text)
 
-    def up(self) -> None:
-        """Start the pool, and wait until its node offers containers."""
+    def up(self, offers: str = "HasDocker") -> None:
+        """Start the pool, and wait until its node `offers` what runs containers."""
         self.condorctl("pool", "up", "--cpus", "8")
-        ask = ["pool", "run", "condor_status", "-af", "HasDocker"]
+        ask = ["pool", "run", "condor_status", "-af", offers]
         deadline = time.monotonic() + 60
         while self.condorctl(*ask).stdout.strip() != "true":
             assert time.monotonic() < deadline
             time.sleep(0.5)
+
+    def add_apptainer(self) -> None:
+        """Start the pool anew, with Apptainer on its node in the place of Docker."""
+        self.condorctl("pool", "down")
+        programs = apptainer.fetch(software_dir() / "tests" / "apptainer")
+        self.account.environment["PATH"] += f":{programs}"
+        # HTCondor starts it without a PATH, and it looks for the tools of .sif files there.
+        path = self.account.environment["PATH"]
+        program = self.account.write(
+            "bin/singularity", f'#!/bin/sh\nexport PATH={path}\nexec apptainer "$@"\n', 0o755
+        )
+        self.configure(_APPTAINER.format(program=program))
+        self.up("HasSingularity")
 
     def words(self, *words: str) -> list[str]:
         """The command line, for root, that runs condorctl as the account."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -289,3 +290,59 @@ def test_the_method_in_containers(made: ContainerPool, pushed: dict[str, Any]) -
     assert all(0 < row["clean"] <= 1 for row in rows.values())
     submitted = (made.project / "exp/runs/pipeline-1/train/stage.sub").read_text()
     assert re.search(r"^universe += docker$", submitted, re.MULTILINE)
+
+
+SMALL_IMAGE = """
+ARG BASE
+FROM ${BASE} AS debian
+FROM scratch
+COPY --from=debian /bin/busybox /bin/sh
+"""
+APPTAINER = """
+defaults: {universe: container, request_memory: 200 MB, request_disk: 500 MB}
+stages:
+  folder:
+    image: BOX
+    command: [python, work.py, 60]
+    inputs: [work.py]
+    outputs: [model.pt, metrics.jsonl]
+  look: {image: BOX, command: [python, look.py], inputs: [look.py], outputs: [seen.json]}
+  file: {image: small.sif, command: [sh, -c, "echo $0 > told.txt", it], outputs: [told.txt]}
+"""
+
+
+def test_apptainer(made: ContainerPool, pushed: dict[str, Any]) -> None:
+    """The same stages by Debian unstable's Apptainer, in a sandbox folder and in a .sif file."""
+    made.write({"small/Dockerfile": SMALL_IMAGE})
+    small = f"{made.registry}/small:1"
+    base = ["--arg", f"BASE={made.base}"]
+    made.condorctl("image", "build", *base, "--file", "small/Dockerfile", "--tag", small)
+    made.account.run("podman", "push", "--quiet", small)
+    made.add_apptainer()
+    box = made.account.home / "box"
+    build = ["apptainer", "build", "--no-https"]
+    made.account.run(*build, "--sandbox", str(box), f"docker://{made.registry}/stage:1")
+    made.account.run(*build, str(made.project / "small.sif"), f"docker://{small}")
+    made.write({"jobs/apptainer.yaml": APPTAINER.replace("BOX", str(box))})
+    run = made.json("submit", "apptainer")["run"]
+    stages = made.project / "exp" / "runs" / run
+
+    made.wait(run, "file", ["done"])
+    assert (stages / "file" / "told.txt").read_text() == "it\n"
+    digest = hashlib.sha256((made.project / "small.sif").read_bytes()).hexdigest()
+    assert made.json("show", run)["images"]["file"]["digest"] == f"sha256:{digest}"
+
+    made.wait(run, "look", ["done"])
+    seen = json.loads((stages / "look" / "seen.json").read_text())
+    assert seen["python"] == "/usr/bin/python3" and seen["there"] == []
+
+    job = made.wait(run, "folder", ["running"])["job"]
+    deadline = time.monotonic() + 60
+    while not (made.status(run)["folder"]["epoch"] or 0) >= 1:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert "epoch 1\n" in made.condorctl("logs", job).stdout
+    made.condorctl("fetch", job, "model.pt")
+    assert (made.project / "fetched" / job / "model.pt").read_text().startswith("m" * 100_000)
+    assert made.condorctl("ssh", job, "touch enough; exit 3", check=False).returncode == 3
+    made.wait(run, "folder", ["done"])
