@@ -22,12 +22,12 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import condorctl
 from condorctl import paths
-from condorctl.ledger import Ledger
 from condorctl.spec.pipeline import Pipeline
 from condorctl.submit import content, universe
 from condorctl.submit.snapshot import Snapshot
@@ -42,17 +42,16 @@ _GIT_S = 30
 
 
 def gather(
-    ledger: Ledger,
     pipeline: Pipeline,
     spec: Path,
     taken: Snapshot,
     schedd: str,
     folder: Path,
-    texts: dict[str, str],
+    images: Mapping[str, universe.Image],
 ) -> Json:
     """All of it, as the module says; the diff goes into `folder`.
 
-    `texts` are the stages' submit files. Raises OSError when the diff cannot be written.
+    `images` are those of the stages. Raises OSError when the diff cannot be written.
     """
     packages = _packages()
     return {
@@ -70,11 +69,7 @@ def gather(
             }
             for text, one in taken.inputs.items()
         },
-        "images": {
-            name: {"image": image, "digest": universe.digest(ledger, image)}
-            for name, text in texts.items()
-            if (image := universe.image_of(text))
-        },
+        "images": dict(images),
         "packages": packages,
         "versions": {
             "condorctl": condorctl.__version__,

@@ -82,11 +82,17 @@ class Plan:
 
 
 def fingerprint(
-    ledger: Ledger, stage: Stage, of: Pipeline, taken: Snapshot, python: Sequence[str], text: str
+    stage: Stage,
+    of: Pipeline,
+    taken: Snapshot,
+    python: Sequence[str],
+    text: str,
+    image: universe.Image | None,
 ) -> Prints:
     """What the result of `stage` depends on, each part by its SHA-256.
 
-    `python` is what that word means at the head of a command, `text` the rendered submit file.
+    `python` is what that word means at the head of a command, `text` the rendered submit file,
+    `image` the one that is named there.
     """
     packages = {Path(name).name for name in stage.code}
     # A stage that declares no code can still import what the others brought along.
@@ -98,9 +104,9 @@ def fingerprint(
         for text in stage.inputs
     ]
     images = [line.strip() for line in _IMAGE.findall(text)]
-    if image := universe.image_of(text):
-        # A digest in its name counts twice, and a file of the same name for what is in it.
-        images.append(universe.digest(ledger, image) or "")
+    if image and image["digest"]:
+        # Of a file the name says nothing about what is in it.
+        images.append(image["digest"])
     parts = {
         "command": stage.command,
         "code": code,

@@ -65,15 +65,16 @@ def submit(
             stage.name: render.submit_file(pipeline, stage, pipeline.name, python())
             for stage in pipeline.stages.values()
         }
+        images = universe.used(ledger, texts)
         prints = {
             stage.name: reuse.fingerprint(
-                ledger, stage, pipeline, taken,
-                universe.python(pipeline, stage, python()), texts[stage.name],
+                stage, pipeline, taken, universe.python(pipeline, stage, python()),
+                texts[stage.name], images.get(stage.name),
             )
             for stage in pipeline.stages.values()
         }  # fmt: skip
         plan = reuse.plan(ledger, pipeline, prints, wish or reuse.Wish(), draft)
-        origin = provenance.gather(ledger, pipeline, file, taken, schedd, draft, texts)
+        origin = provenance.gather(pipeline, file, taken, schedd, draft, images)
         with ledger.session() as session:
             run = _entry(session, pipeline, runs, schedd)
             run.provenance = {**origin, "why": plan.why}

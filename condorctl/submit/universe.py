@@ -7,8 +7,9 @@ nothing of the submit machine but what travels with the job.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from condorctl.condor import submit_language
 from condorctl.condor.submit_language import Quoted
@@ -39,18 +40,28 @@ def python(pipeline: Pipeline, stage: Stage, here: Sequence[str]) -> list[str]:
     return list((pipeline.site.python if pipeline.site else None) or here)
 
 
-def image_of(text: str) -> str | None:
-    """The image of a rendered submit file, be it from the spec or from a template."""
-    found = _IMAGE.search(text)
-    return found[1] if found else None
+class Image(TypedDict):
+    """An image and its ``sha256:…``: from its reference, or of the file or folder that it is.
+
+    None where there is none: what is behind a tag, or a path on the nodes, may change.
+    """
+
+    image: str
+    digest: str | None
 
 
-def digest(ledger: Ledger, image: str) -> str | None:
-    """``sha256:…`` of an image: from its reference, or of the file or folder that travels.
+def used(ledger: Ledger, texts: Mapping[str, str]) -> dict[str, Image]:
+    """The images of stages' submit files, be they from the spec or from a template.
 
-    None where the name has none: what is behind a tag, or a path on the nodes, may change.
     Raises UserError for a file that cannot be read.
     """
+    found = {name: image[1] for name, text in texts.items() if (image := _IMAGE.search(text))}
+    # Stages share images, and to read one may take seconds.
+    digests = {image: _digest(ledger, image) for image in set(found.values())}
+    return {name: Image(image=image, digest=digests[image]) for name, image in found.items()}
+
+
+def _digest(ledger: Ledger, image: str) -> str | None:
     if found := _DIGEST.search(image):
         return found[0]
     path = Path(image)

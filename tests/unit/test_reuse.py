@@ -15,7 +15,7 @@ from condorctl.errors import UserError
 from condorctl.ledger import Job, Ledger, Output, Run, Stage, find
 from condorctl.spec import reader
 from condorctl.steer import cleaning
-from condorctl.submit import render, reuse, snapshot
+from condorctl.submit import render, reuse, snapshot, universe
 
 SPEC = """
 params: {n: 1}
@@ -55,13 +55,18 @@ class Tree:
         Path("jobs/p.yaml").write_text(text)
         self.pipeline = reader.load(Path("jobs/p.yaml"), {"n": str(n)})
         taken = snapshot.take(self.ledger, self.pipeline, self.folder)
+        stages = self.pipeline.stages
+        texts = {
+            name: render.submit_file(self.pipeline, stage, "p", ["python3"])
+            for name, stage in stages.items()
+        }
+        images = universe.used(self.ledger, texts)
         return {
             name: reuse.fingerprint(
-                self.ledger, stage, self.pipeline, taken, ["python3"],
-                render.submit_file(self.pipeline, stage, "p", ["python3"]),
+                stage, self.pipeline, taken, ["python3"], texts[name], images.get(name)
             )
-            for name, stage in self.pipeline.stages.items()
-        }  # fmt: skip
+            for name, stage in stages.items()
+        }
 
     def plan(self, text: str = SPEC, n: int = 1, **wish: Any) -> reuse.Plan:
         prints = self.prints(text, n)

@@ -13,7 +13,7 @@ from condorctl.errors import UserError
 from condorctl.ledger import Ledger
 from condorctl.spec import reader
 from condorctl.spec.pipeline import Pipeline
-from condorctl.submit import content, provenance, snapshot
+from condorctl.submit import content, provenance, snapshot, universe
 
 
 @pytest.fixture
@@ -117,19 +117,19 @@ def test_the_commit_and_what_was_not_committed_are_recorded(project: Path, ledge
     draft.mkdir(parents=True)
     taken = snapshot.take(ledger, pipeline, draft)
     file = Path("jobs/p.yaml")
-    assert provenance.gather(ledger, pipeline, file, taken, "s", draft, {})["git"] is None
+    assert provenance.gather(pipeline, file, taken, "s", draft, {})["git"] is None
     git("init", "-q", "-b", "trunk")
-    empty = provenance.gather(ledger, pipeline, file, taken, "s", draft, {})["git"]
+    empty = provenance.gather(pipeline, file, taken, "s", draft, {})["git"]
     assert (empty["commit"], empty["branch"], empty["dirty"]) == (None, "trunk", True)
     (project / "code.py").write_text("one\n")
     git("add", "code.py", "jobs")
     git("commit", "-qm", "first")
-    clean = provenance.gather(ledger, pipeline, file, taken, "s", draft, {})["git"]
+    clean = provenance.gather(pipeline, file, taken, "s", draft, {})["git"]
     assert (len(clean["commit"]), clean["dirty"], clean["diff"]) == (40, False, None)
     (project / "code.py").write_text("two\n")
     (project / "new \n name").touch()
     (project / "jobs").mkdir(exist_ok=True)
-    dirty = provenance.gather(ledger, pipeline, file, taken, "s", draft, {})
+    dirty = provenance.gather(pipeline, file, taken, "s", draft, {})
     assert dirty["git"]["commit"] == clean["commit"]
     assert dirty["git"]["untracked"] == ["new \n name"]
     diff = (draft / "uncommitted.diff").read_text()
@@ -138,7 +138,8 @@ def test_the_commit_and_what_was_not_committed_are_recorded(project: Path, ledge
         "file": "uncommitted.diff", "bytes": len(diff), "complete": True,
     }  # fmt: skip
     assert dirty["packages"]["pytest"] == pytest.__version__
-    image = {"s0": "docker_image = x@sha256:" + "a" * 64 + "\n", "s1": "container_image = y\n"}
-    found = provenance.gather(ledger, pipeline, file, taken, "s", draft, image)["images"]
+    texts = {"s0": "docker_image = x@sha256:" + "a" * 64 + "\n", "s1": "container_image = y\n"}
+    images = universe.used(ledger, texts)
+    found = provenance.gather(pipeline, file, taken, "s", draft, images)["images"]
     assert found["s0"]["digest"] == "sha256:" + "a" * 64
     assert found["s1"] == {"image": "y", "digest": None}
