@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_it_fits_the_terminal_whatever_the_run(
 def test_a_sweep_of_two_hundred_shows_what_runs_and_counts_the_rest() -> None:
     lines = drawn(status.describe(sweep(200, 8)))
     assert lines[1].split("  ")[:4] == ["running 8", "idle 126", "done 66", "waiting 1"]
-    assert "as of 2 s ago" in lines[1]
+    assert re.search(r"as of \d+ s ago", lines[1])
     alone = [line for line in lines if line.startswith("train-0.")]
     assert len(alone) == 8
     assert all(
