@@ -14,6 +14,20 @@ from tests.postgres import Postgres
 Condorctl = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of tests that wait for a pool among those that compute, in equal parts.
+
+    Several processes take a file each, in this order: so the cores have work while jobs are waited
+    for, and not everybody waits, or computes, at the same time.
+    """
+    files = list(dict.fromkeys(item.path for item in items))
+    kinds = [
+        [file for file in files if (file.parent.name == "pool") == waits] for waits in (True, False)
+    ]
+    place = {file: at / len(kind) for kind in kinds for at, file in enumerate(kind)}
+    items.sort(key=lambda item: place[item.path])
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of the user's, the current one, with a ledger of its own."""
@@ -22,6 +36,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "jobs").mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CONDORCTL_LEDGER", str(tmp_path / "ledger.sqlite"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.delenv("CONDORCTL_DB", raising=False)
     return folder
 

@@ -10,6 +10,8 @@ import sys
 from condorctl.cli import (  # each adds its commands
     adopted,
     files,
+    images,
+    ledgers,
     look,
     messages,
     pools,
@@ -25,6 +27,8 @@ __all__ = [
     "adopted",
     "app",
     "files",
+    "images",
+    "ledgers",
     "look",
     "main",
     "messages",

@@ -36,11 +36,17 @@ _JOB_ATTRIBUTES = [
     "ClusterId", "ProcId", "DAGManJobId", "DAGNodeName", "ChirpProgress", "ChirpCheckpoint",
     "Owner", "JobUniverse", "JobStatus", "JobBatchName", "QDate", "Cmd", "Args", "Arguments",
     "Iwd", "Out", "Err", "UserLog", "StageInFinish", "NumJobStarts", "JobCurrentStartDate",
-    "EnteredCurrentStatus", "ExitCode", "ExitBySignal", "ExitSignal", "HoldReason",
-    "HoldReasonCode", "HoldReasonSubCode", "RemoveReason", "RemoteHost", "LastRemoteHost",
-    "CpusProvisioned", "GPUsProvisioned", "ResidentSetSize", "RequestMemory", "DiskUsage",
-    "RemoteUserCpu", "RemoteSysCpu", "TotalSubmitProcs",
+    "EnteredCurrentStatus", "CompletionDate", "ExitCode", "ExitBySignal", "ExitSignal",
+    "HoldReason", "HoldReasonCode", "HoldReasonSubCode", "RemoveReason", "RemoteHost",
+    "LastRemoteHost", "CpusProvisioned", "GPUsProvisioned", "ResidentSetSize", "RequestMemory",
+    "DiskUsage", "RemoteUserCpu", "RemoteSysCpu", "TotalSubmitProcs",
 ]  # fmt: skip
+
+# What a spooled DAGMan job says of where it comes from.
+FOLDER = "CondorctlFolder"
+
+# Bytes at the end of an event log that hold the end of an event.
+_TAIL = 1 << 18
 
 # DAGMan's note in a SUBMIT event; the plain form is the one that it wrote before version 24.
 _NODE_NAME = re.compile(r'(?:DAGNodeName = "|DAG Node: )(?P<name>[^"\s]+)')
@@ -113,6 +119,8 @@ def refused(what: str, error: Exception) -> UserError:
 
 
 def _silent(error: Exception) -> Unreachable:
+    # A schedd that is started again may answer at another address.
+    connection.cache_clear()
     mend = elsewhere.refusal(str(error)) if elsewhere.schedd() else None
     if mend:
         return Unreachable(f"schedd {elsewhere.schedd()}: {mend}", 3)
@@ -238,14 +246,29 @@ def is_queued(folder: str) -> bool:
 
     Raises Unreachable.
     """
+    return bool(_queued(folder))
+
+
+def dag_of(folder: str) -> int | None:
+    """The cluster id of the DAGMan job in the queue that was submitted from `folder`, if any.
+
+    Raises Unreachable.
+    """
+    found = [ad["ClusterId"] for ad in _queued(folder) if "DAGManJobId" not in ad]
+    return int(found[-1]) if found else None
+
+
+def _queued(folder: str) -> list[Ad]:
     import classad2
 
     schedd, _ = _schedd()
     try:
-        constraint = f"Iwd == {classad2.quote(folder)}"
-        return bool(schedd.query(constraint=constraint, projection=["ClusterId"]))
+        text = classad2.quote(folder)
+        # Of a job that was spooled, Iwd is a folder of the schedd's.
+        constraint = f"Iwd == {text} || {FOLDER} == {text}"
+        return list(schedd.query(constraint=constraint, projection=["ClusterId", "DAGManJobId"]))
     except Exception as error:
-        raise Unreachable(f"the schedd does not answer: {error}", 3) from None
+        raise _silent(error) from None
 
 
 def live(dags: Sequence[int], clusters: Sequence[int] = ()) -> list[Ad]:
@@ -278,6 +301,15 @@ def history(constraint: str, since: float) -> list[Ad]:
             since=f"EnteredCurrentStatus < {int(since)}",
         )
         return [_plain(ad) for ad in ads]
+    except Exception as error:
+        raise _silent(error) from None
+
+
+def everything() -> list[Ad]:
+    """The ads of all jobs in the queue, of all users, as `live` gives them. Raises Unreachable."""
+    schedd, _ = _schedd()
+    try:
+        return [_plain(ad) for ad in schedd.query(projection=_JOB_ATTRIBUTES)]
     except Exception as error:
         raise _silent(error) from None
 
@@ -326,8 +358,12 @@ def node_name(event: Ad) -> str | None:
 def read_events(path: Path, position: LogPosition) -> Iterator[Ad]:
     """Events in the job event log at `path` from `position` on, which moves along.
 
-    Raises DamagedLog at bytes that are no event; `position` stays before them.
+    An event of which only a part is written comes when it is whole. Raises DamagedLog at bytes that
+    are no event; `position` stays before them.
     """
+    end = _end_of_events(path, position.offset)
+    if end <= position.offset:
+        return
     htcondor = _htcondor()
     log = htcondor.JobEventLog(str(path))
     # The bindings give a log's position away only through its pickled state.
@@ -338,5 +374,27 @@ def read_events(path: Path, position: LogPosition) -> Iterator[Ad]:
             for event in log.events(stop_after=0):
                 position.offset = log.__getstate__()[1]
                 yield {name: event[name] for name in event}
+                if position.offset >= end:
+                    return
         except (htcondor.HTCondorException, UnicodeDecodeError) as error:
             raise DamagedLog(f"{path}: no event after byte {position.offset}: {error}") from None
+
+
+def _end_of_events(path: Path, start: int) -> int:
+    """Where the last whole event in the log ends, `start` if there is none after it.
+
+    HTCondor's own reader waits a second for the rest of an event that is half written.
+    """
+    try:
+        with path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            # None is that long, but what is no event may be.
+            first = max(start, size - _TAIL)
+            log.seek(first)
+            tail = log.read()
+    except OSError:
+        return start
+    found = tail.rfind(b"\n...\n")
+    if found >= 0:
+        return first + found + len(b"\n...\n")
+    return start if first == start else size

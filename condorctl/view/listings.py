@@ -14,6 +14,9 @@ from condorctl.view.status import age, duration, size
 
 Json = dict[str, Any]
 
+# More than these do not fit on a screen: those of a sweep are shown as one.
+_MOST_STAGES = 40
+
 
 def runs(overview: Json) -> Table:
     """The runs of `overview.runs` as a table, newest first."""
@@ -88,14 +91,20 @@ def costs(found: Json) -> list[RenderableType]:
     parts: list[RenderableType] = []
     alone = found["runs"][0] if len(found["runs"]) == 1 else None
     if alone:
+        folded = len(alone["stages"]) > _MOST_STAGES
         rows = [(_stage_label(stage), stage) for stage in alone["stages"]]
+        if folded:
+            rows = [(group["group"], group) for group in alone["groups"]]
         parts.append(_cost_grid("stage", [*rows, (alone["run"], alone)]))
     else:
         rows = [(run["run"], run) for run in found["runs"]]
         parts.append(_cost_grid("run", [*rows, ("total", found["total"])]))
         if len(found["users"]) > 1:
             parts += ["", _cost_grid("owner", list(found["users"].items()))]
-    parts.append(Text(_cost_note(found["total"]), style="dim"))
+    note = _cost_note(found["total"])
+    if alone and folded:
+        note += "; --json has each stage"
+    parts.append(Text(note, style="dim"))
     return parts
 
 

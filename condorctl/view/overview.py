@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from condorctl.condor import cluster
 from condorctl.ledger import Job, Run, Stage, find
-from condorctl.view import cost, status
+from condorctl.view import cost, status, sweeps
 
 Json = dict[str, Any]
 
@@ -21,6 +21,8 @@ _JOB_STATUS = {
     1: "idle", 2: "running", 3: "removed", 4: "completed", 5: "held", 6: "running", 7: "suspended",
 }  # fmt: skip
 _SCHEDULER_UNIVERSE = 7
+# Groups of a sweep's stages that still fit on a screen.
+_MOST_GROUPS = 20
 
 
 def runs(session: Session, limit: int | None, unreachable: str | None, since: float) -> Json:
@@ -69,8 +71,9 @@ def costs(
     """What the runs called `names` took, the latest if there is no name, all runs for None.
 
     `runs` holds of each run run, pipeline, owner, state, submitted, as_of and unreachable as in
-    `status.describe`, the keys of `cost.Cost.as_json`, and `stages` when runs were named (stage,
-    reused_from, the same keys); `users` and `total` are sums of the runs. Raises UserError.
+    `status.describe`, the keys of `cost.Cost.as_json`, and when runs were named `stages` (stage,
+    reused_from, the same keys) and `groups`, the stages of a sweep together (group, stages, the
+    same keys); `users` and `total` are sums of the runs. Raises UserError.
     """
     if names is None:
         jobs = selectinload(Run.stages).selectinload(Stage.jobs)
@@ -96,6 +99,15 @@ def costs(
                     **found.as_json(),
                 }
                 for stage, found in stages.items()
+            ]
+            by_name = {stage.name: found for stage, found in stages.items()}
+            row["groups"] = [
+                {
+                    "group": sweeps.label(stem, members),
+                    "stages": members,
+                    **cost.total(by_name[name] for name in members).as_json(),
+                }
+                for stem, members in sweeps.grouped(list(by_name), _MOST_GROUPS).items()
             ]
         rows.append({"run": run.name, **row})
     return {

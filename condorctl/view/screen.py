@@ -7,7 +7,6 @@ own as long as there are any left, the rest is folded by name (``train-1-0.1``, 
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from condorctl.errors import printable
+from condorctl.view import sweeps
 from condorctl.view.status import age, duration, size, troubles
 
 Json = dict[str, Any]
@@ -35,9 +35,6 @@ _ORDER = (
 )  # fmt: skip
 _ALONE = {"held", "failed", "retrying", "disconnected", "suspended", "running"}
 _MOST_TROUBLES = 3
-# What tells the stages of a sweep apart: from the first digit on, else all but the first word.
-_STEM = re.compile(r"^(.*?)(?:[-_.]?\d.*)$")
-_FIRST_WORD = re.compile(r"^([A-Za-z]+)")
 
 
 def table(view: Json, console: Console) -> Table:
@@ -140,11 +137,12 @@ def _folded(
     ranked = sorted(stages, key=lambda stage: _rank(stage["state"]))
     wanted = [stage for stage in ranked if stage["state"] in _ALONE]
     # A third of the screen for the whole at least, the rest for what goes on.
-    stem = _STEM if len(_by_stem(stages, _STEM)) <= room // 3 else _FIRST_WORD
-    for_groups = min(len(_by_stem(stages, stem)), room // 3)
-    names = {stage["stage"] for stage in wanted[: room - for_groups - 1]}
+    every = {stage["stage"]: stage for stage in stages}
+    stems = sweeps.grouped(list(every), room // 3)
+    names = {stage["stage"] for stage in wanted[: room - min(len(stems), room // 3) - 1]}
     alone = [stage for stage in stages if stage["stage"] in names]
-    groups = _by_stem([stage for stage in stages if stage["stage"] not in names], stem)
+    folded = {key: [every[n] for n in members if n not in names] for key, members in stems.items()}
+    groups = {key: members for key, members in folded.items() if members}
     left = room - (len(alone) + 1 if alone else 0)
     ranked_groups = sorted(groups, key=lambda key: min(_rank(s["state"]) for s in groups[key]))
     kept = set(ranked_groups if len(groups) <= left else ranked_groups[: left - 1])
@@ -152,15 +150,6 @@ def _folded(
     counts = state_counts(Counter(stage["state"] for stage in rest)).plain
     more = f"{len(rest)} more stages: {counts}" if rest else ""
     return alone, [(key, members) for key, members in groups.items() if key in kept], more
-
-
-def _by_stem(stages: Sequence[Json], stem: re.Pattern[str]) -> dict[str, list[Json]]:
-    """Stages by what their names have in common, in the order of the run."""
-    groups: dict[str, list[Json]] = {}
-    for stage in stages:
-        match = stem.match(stage["stage"])
-        groups.setdefault((match and match[1]) or stage["stage"], []).append(stage)
-    return groups
 
 
 def _bars(stages: Sequence[Json], console: Console) -> Table:
@@ -209,7 +198,7 @@ def _groups(groups: Sequence[tuple[str, list[Json]]]) -> Table:
         grid.add_column(no_wrap=True)
     for stem, members in groups:
         counts = Counter(stage["state"] for stage in members)
-        name = members[0]["stage"] if len(members) == 1 else f"{stem}* ({len(members)})"
+        name = sweeps.label(stem, [stage["stage"] for stage in members])
         bar = ProgressBar(total=len(members), completed=counts["done"], width=10)
         grid.add_row(text(name), bar, state_counts(counts))
     grid.show_header = False

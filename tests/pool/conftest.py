@@ -67,16 +67,38 @@ def submit(pool: Path, project: Path, condorctl: Condorctl) -> Callable[..., str
     return run
 
 
+_WATCHER = """
+import json, sys
+from condorctl import api
+for name in sys.stdin:
+    print(json.dumps(api.status(name.strip())), flush=True)
+"""
+
+
 @pytest.fixture
-def status(condorctl: Condorctl) -> Callable[[str], Status]:
-    """The run as `condorctl status --json` shows it, its stages by name."""
+def status(project: Path) -> Iterator[Callable[[str], Status]]:
+    """The run as `condorctl status --json` shows it, its stages by name.
+
+    One process looks at all of a test's runs: to start Python for each look takes the cores away
+    from the jobs that are waited for.
+    """
+    watchers: list[subprocess.Popen[str]] = []
 
     def run(name: str) -> Status:
-        view: Status = json.loads(condorctl("status", name, "--json").stdout)
+        if not watchers:
+            words = [sys.executable, "-c", _WATCHER]
+            pipe = subprocess.PIPE
+            watchers.append(subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True))
+        [watcher] = watchers
+        assert watcher.stdin and watcher.stdout
+        print(name, file=watcher.stdin, flush=True)
+        view: Status = json.loads(watcher.stdout.readline())
         view["stages"] = {stage["stage"]: stage for stage in view["stages"]}
         return view
 
-    return run
+    yield run
+    for watcher in watchers:
+        watcher.communicate()
 
 
 @pytest.fixture
@@ -87,7 +109,7 @@ def wait(status: Callable[[str], Status]) -> Callable[..., Status]:
         deadline = time.monotonic() + timeout
         while not until(view := status(name)):
             assert time.monotonic() < deadline, json.dumps(view, indent=2)
-            time.sleep(1)
+            time.sleep(0.5)
         return view
 
     return run

@@ -40,3 +40,12 @@ def test_a_sweep_of_200_stages(
     assert best["of"] == 198
     assert best["validation"] == max(row["validation"] for row in rows)
     assert best["test"] > 0.9
+    # Its costs fit on a screen: 199 stages of a kind are shown as one.
+    [cost] = json.loads(condorctl("cost", "--json").stdout)["runs"]
+    sizes = {group["group"]: len(group["stages"]) for group in cost["groups"]}
+    assert sum(sizes.values()) == len(cost["stages"]) == 200
+    shown = condorctl("cost").stdout
+    assert len(shown.splitlines()) < 24
+    assert all(name in shown for name in sizes)
+    useful = sum(group["cpu_h"]["useful"] for group in cost["groups"])
+    assert abs(useful - cost["cpu_h"]["useful"]) < 0.001 < useful

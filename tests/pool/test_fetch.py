@@ -24,7 +24,8 @@ MEGABYTES = 100
 # Fetches in a process of its own and tells how many bytes came through its pipes.
 COUNTING = """
 import json, os, sys
-from condorctl import api, sandbox
+from condorctl import api
+from condorctl.files import sandbox
 count, read = 0, os.read
 def counted(fd, size):
     global count
@@ -98,9 +99,9 @@ def test_a_hostile_sandbox_an_interrupted_fetch_and_two_at_once(
 
     # Nothing leads out of the sandbox, nothing waits for a FIFO, and a name drives no terminal.
     for path in ("etc/passwd", "etc", "d/evil", "d/fifo", "up", "dangling", "/etc/passwd", "../x"):
-        one_error_line(condorctl("fetch", job, path, timeout=20))
+        one_error_line(condorctl("fetch", job, path, timeout=60))
     for path in ("loop", "nothing", "x*"):
-        assert f"has no {path}" in one_error_line(condorctl("fetch", job, path, timeout=20))
+        assert f"has no {path}" in one_error_line(condorctl("fetch", job, path, timeout=60))
     answer = condorctl("fetch", job, "d", "a b", "--to", "got")
     assert answer.returncode == 0, answer
     assert "left out: d/evil" in answer.stderr

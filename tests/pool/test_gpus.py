@@ -32,7 +32,7 @@ def two_gpus(pool: Path, condor: Callable[..., str]) -> Iterator[None]:
 
 def _restart(condor: Callable[..., str], gpus: str) -> None:
     condor("condor_restart", "-startd")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while condor("condor_status", "-const", "PartitionableSlot", "-af", "GPUs").split() != [gpus]:
         assert time.monotonic() < deadline
         time.sleep(0.5)

@@ -41,7 +41,7 @@ def at_a_terminal(words: Sequence[str], steps: Sequence[tuple[str, str]]) -> tup
     if child == 0:
         os.execvp(words[0], words)
     shown, seen, left = b"", 0, list(steps)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         if not select.select([terminal], [], [], 0.5)[0]:
             continue
@@ -68,7 +68,7 @@ def test_following_goes_on_through_an_eviction_and_a_retry_without_a_line_lost_o
     (project / "say.sh").write_text(
         'begun=$(cat record.txt); echo "start $((begun+1))"; echo $((begun+1)) > record.txt\n'
         "for i in 1 2 3 4 5 6; do echo same; printf 'no end'; sleep 1; echo; done\n"
-        "[ $begun -gt 0 ] || sleep 100\n"
+        "[ $begun -gt 0 ] || sleep 30\n"
         "printf 'the end'; exit 5\n"
     )
     name = submit(
@@ -83,21 +83,16 @@ def test_following_goes_on_through_an_eviction_and_a_retry_without_a_line_lost_o
           idle: {{command: ["true"], request_cpus: 500}}
         """
     )
-    assert "has no job yet" in one_error_line(condorctl("logs", f"{name}/one")) or True
     follower = start("logs", "-f", f"{name}/one", out=Path("followed"))
     view = wait(name, lambda view: view["stages"]["one"]["state"] == "running")
     job = view["stages"]["one"]["job"]
     one = start("logs", "--follow", job, out=Path("of job"))
-    while Path("followed").read_text().count("same") < 2:
+    block = "same\nno end\n" * 6
+    while Path("followed").read_text() != f"start 1\n{block}":
         assert follower.poll() is None, follower.communicate()
         time.sleep(0.2)
-    # A connection that is cut is taken up again.
-    while Path("followed").read_text().count("same") < 6:
-        time.sleep(0.2)
-    time.sleep(2)
     condor("condor_vacate_job", job)
 
-    block = "same\nno end\n" * 6
     first = f"start 1\n{block}start 2\n{block}the end"
     assert follower.wait(120) == 1, follower.communicate()
     text, remarks = Path("followed").read_text(), follower.communicate()[1].decode()

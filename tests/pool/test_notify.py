@@ -38,7 +38,7 @@ class Receiver:
         self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def about(self, run: str, count: int, timeout: float = 60) -> list[dict[str, str]]:
+    def about(self, run: str, count: int, timeout: float = 180) -> list[dict[str, str]]:
         """The messages about a run, once there are `count`."""
         deadline = time.monotonic() + timeout
         while len(found := [m for m in self.messages if run in m["title"]]) < count:

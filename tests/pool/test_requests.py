@@ -84,7 +84,7 @@ def test_a_request_grows_to_its_limit_with_this_htcondor_and_with_an_older_one(
     def over(name: str, log: str) -> bool:
         return "\n012 " in log if name == "little new" else settled(log)
 
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not all(over(name, log) for name, log in logs().items()):
         assert time.monotonic() < deadline, logs()
         time.sleep(1)

@@ -371,7 +371,7 @@ def test_two_submissions_at_once_are_two_runs(
     (project / "jobs" / "test.yaml").write_text(f"stages: {{one: {{command: ['true'], {SMALL}}}}}")
     command = [sys.executable, "-m", "condorctl", "submit", "test", "--json"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    names = {json.loads(process.communicate(timeout=60)[0])["run"] for process in both}
+    names = {json.loads(process.communicate(timeout=180)[0])["run"] for process in both}
     assert names == {"test-1", "test-2"}
     for name in names:
         assert wait(name, done)["state"] == "done"
