@@ -56,8 +56,12 @@ class _Loop:
     copied: float = -float("inf")
     copying_s: float = 0.0
     refused: bool = False
+    # Why the last copy did not get there: each reason is told once.
+    trouble: str = ""
     # Those on the submit side, the oldest first.
     there: list[Checkpoint] = field(default_factory=list)
+    # Files that came damaged, and may be so on the submit side: names of whole ones are trusted.
+    damaged: set[str] = field(default_factory=set)
 
 
 _loop = _Loop(Settings())
@@ -88,6 +92,8 @@ def load(read: Callable[[str], State], of: Mapping[str, str] | None = None) -> S
         if fault := folder.fault(one):
             _tell(f"checkpoint {one.number} (epoch {one.epoch}) is damaged and not used: {fault}")
             folder.remove(one)
+            _loop.there.remove(one)
+            _loop.damaged.update(one.names)
             continue
         state = read(str(folder.path / one.state.name))
         folder.put_back(one)
@@ -122,7 +128,7 @@ def save(
     made = folder.add(write, epoch, of, [records.METRICS_FILE, *files], _loop.settings.job)
     folder.prune(of)
     _loop.saved = time.monotonic()
-    told = {"path": f"{FOLDER}/{made.state.name}", "epoch": epoch, "number": made.number}
+    told = {"path": f"{FOLDER}/{made.state.name}", "epoch": epoch}
     told |= {"bytes": made.state.bytes, "sha256": made.state.sha256}
     chirp.set_attribute(records.CHECKPOINT_ATTRIBUTE, told)
     _copy(folder, made)
@@ -168,8 +174,9 @@ def _copy(folder: Folder, made: Checkpoint) -> None:
             before = connection.names(there)
             for name in made.names:
                 # A file that is there is whole, and its name tells what it holds.
-                if name not in before:
+                if name not in before or name in _loop.damaged:
                     connection.put(folder.path / name, f"{there}/{name}")
+                    _loop.damaged.discard(name)
             _loop.there = [*_loop.there, made][-KEPT:]
             old = before - {name for one in _loop.there for name in one.names}
             # Manifests first: what they name must be there as long as they are.
@@ -183,7 +190,9 @@ def _copy(folder: Folder, made: Checkpoint) -> None:
         _tell(f"{error}: checkpoints leave this node only when HTCondor brings them{mend}")
     except OSError as error:
         # The submit side may be away for a while; this checkpoint stays here, the next one tries.
-        _tell(f"checkpoint {made.number} was not copied to the submit side: {error}")
+        if str(error) != _loop.trouble:
+            _tell(f"checkpoint {made.number} was not copied to the submit side: {error}")
+        _loop.trouble = str(error)
     _loop.copied, _loop.copying_s = now, time.monotonic() - now
 
 
