@@ -85,7 +85,7 @@ class Account:
         return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *become]
 
     def run(
-        self, *command: str, cwd: Path | None = None, timeout: float = 120, check: bool = True
+        self, *command: str, cwd: Path | None = None, timeout: float = 240, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run `command` to its end; fails with what it said."""
         answer = subprocess.run(

@@ -165,7 +165,7 @@ class ContainerPool:
         return self.account.words([sys.executable, "-m", "condorctl", *words])
 
     def condorctl(
-        self, *words: str, timeout: float = 120, check: bool = True
+        self, *words: str, timeout: float = 240, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run condorctl in the project's folder; fails with what it said."""
         command = [sys.executable, "-m", "condorctl", *words]
@@ -184,7 +184,7 @@ class ContainerPool:
         """The stages of a run as `condorctl status --json` shows them, by name."""
         return {one["stage"]: one for one in self.json("status", run)["stages"]}
 
-    def wait(self, run: str, stage: str, states: Sequence[str], timeout: float = 90) -> Any:
+    def wait(self, run: str, stage: str, states: Sequence[str], timeout: float = 180) -> Any:
         """The stage once it is in one of `states`."""
         deadline = time.monotonic() + timeout
         while (found := self.status(run)[stage])["state"] not in states:
@@ -193,15 +193,10 @@ class ContainerPool:
         return found
 
     def down(self) -> None:
-        """Stop the pool and the registry; nothing of the account is left."""
-        try:
-            if self.account.environment.get("XDG_STATE_HOME"):
-                self.condorctl("pool", "down", check=False)
-            if self._registry:
-                self._registry.terminate()
-                self._registry.wait(timeout=20)
-        finally:
-            self.account.remove()
+        """End the pool and the registry, which are the account's; nothing of it is left."""
+        self.account.remove()
+        if self._registry:
+            self._registry.wait(timeout=20)
 
     def _serve(self) -> None:
         folder = self.account.folder("registry")

@@ -31,7 +31,7 @@ defaults:
   request_disk: 50 MB
 stages:
   train:
-    command: [python, work.py, 60]
+    command: [python, work.py, 600]
     inputs: [work.py]
     outputs: [model.pt, metrics.jsonl]
   look:
@@ -213,7 +213,7 @@ def _look_into_a_running_one(made: ContainerPool, run: str) -> None:
 
 def _without_a_shell(made: ContainerPool, run: str) -> None:
     job = made.wait(run, "bare", ["running"])["job"]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while "it says this" not in made.condorctl("logs", job, check=False).stdout:
         assert time.monotonic() < deadline
         time.sleep(1)
@@ -283,7 +283,7 @@ def test_the_method_in_containers(made: ContainerPool, pushed: dict[str, Any]) -
     (preset / "tiny.toml").write_text(text)
     made.write({"sites/torch.yaml": SITE.replace("}", ", +WantPackages: true}")})
     words = ["submit", "pipeline", "--set", "universe=docker", "--set", "preset=tiny"]
-    run = made.condorctl(*words, "--site", "torch", "--follow", timeout=240, check=False)
+    run = made.condorctl(*words, "--site", "torch", "--follow", timeout=600, check=False)
     assert run.returncode == 0, run
     rows = {row["model"]: row for row in made.json("results", "pipeline-1")["results"]}
     assert rows.keys() == {"dense", "90 % pruned", "99 % pruned", "plain training"}
@@ -303,7 +303,7 @@ defaults: {universe: container, request_memory: 200 MB, request_disk: 500 MB}
 stages:
   folder:
     image: BOX
-    command: [python, work.py, 60]
+    command: [python, work.py, 600]
     inputs: [work.py]
     outputs: [model.pt, metrics.jsonl]
   look: {image: BOX, command: [python, look.py], inputs: [look.py], outputs: [seen.json]}
@@ -337,7 +337,7 @@ def test_apptainer(made: ContainerPool, pushed: dict[str, Any]) -> None:
     assert seen["python"] == "/usr/bin/python3" and seen["there"] == []
 
     job = made.wait(run, "folder", ["running"])["job"]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (made.status(run)["folder"]["epoch"] or 0) >= 1:
         assert time.monotonic() < deadline
         time.sleep(1)
