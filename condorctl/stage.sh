@@ -49,6 +49,12 @@ if [ "$devices" ] && command -v nvidia-smi >/dev/null && command -v timeout >/de
     gpus=$(timeout 20 nvidia-smi --format=csv,noheader,nounits \
         --query-gpu=index,uuid,name,memory.total,driver_version 2>/dev/null)
 fi
+use=_condorctl_gpus
+sampler=
+if [ "$gpus" ]; then
+    sh code/condorctl/gpus.sh "$devices" "$use" >/dev/null 2>&1 &
+    sampler=$!
+fi
 started=$(date +%s 2>/dev/null)
 
 "$@" &
@@ -66,6 +72,7 @@ while kill -0 "$command" 2>/dev/null; do
 done
 trap - TERM INT HUP QUIT USR1 USR2
 ended=$(date +%s 2>/dev/null)
+[ "$sampler" ] && kill "$sampler" 2>/dev/null
 
 set -f
 IFS='
@@ -92,6 +99,7 @@ fi
     for gpu in $gpus; do
         echo "gpu $gpu"
     done
+    [ -f "$use" ] && echo "use $(cat "$use")"
     echo files
     # A job that must leave its machine has no time for this, and will start again; so will one
     # that ended to have its checkpoint kept (85).

@@ -23,7 +23,16 @@ from condorctl.errors import UserError, suggest
 from condorctl.images import record
 from condorctl.spec import matrix, yaml_text
 from condorctl.spec import site as profiles
-from condorctl.spec.pipeline import Pipeline, Site, Stage, Table, TableRow, is_url, split_input
+from condorctl.spec.pipeline import (
+    ABOUT_GPUS,
+    Pipeline,
+    Site,
+    Stage,
+    Table,
+    TableRow,
+    is_url,
+    split_input,
+)
 from condorctl.spec.spec_file import Problem, SpecFile, complaints, is_name
 from condorctl.spec.yaml_text import Key, Scalar, Value
 
@@ -235,6 +244,10 @@ class _Reader:
         given = {**profiles.defaults(self.site, filled), "name": name}
         if given.get("universe") in ("docker", "container") and not given.get("image"):
             given["image"] = record.latest()
+        for key in ABOUT_GPUS:
+            if given.get(key) is not None and "request_gpus" not in given:
+                message = "does nothing without request_gpus: say how many, such as request_gpus: 1"
+                self._note(self.file.fail((*at, key), message))
         try:
             return Stage.model_validate(given)
         except ValidationError as error:

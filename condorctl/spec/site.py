@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from condorctl import paths
 from condorctl.errors import UserError, suggest
-from condorctl.spec.pipeline import Site, kilobytes
+from condorctl.spec.pipeline import ABOUT_GPUS, Site, kilobytes
 from condorctl.spec.spec_file import SpecFile, complaints, is_name
 
 _VARIABLE = "CONDORCTL_SITE"
@@ -97,7 +97,8 @@ def chosen(option: str | None, spec: SpecFile, written: Any) -> Site | None:
 def defaults(site: Site | None, stage: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a `stage` as written, with what the `site` says where the stage says nothing.
 
-    A site's limit below what the stage asks for is no limit of this stage.
+    A site's limit below what the stage asks for is no limit of this stage, and what a site says of
+    GPUs is for stages that ask for some.
     """
     if not site:
         return dict(stage)
@@ -110,6 +111,8 @@ def defaults(site: Site | None, stage: Mapping[str, Any]) -> dict[str, Any]:
         asked = stage.get(request)
         if limit in own and isinstance(asked, str) and _more(asked, own[limit]):
             del own[limit]
+    if not {**own, **stage}.get("request_gpus"):
+        own = {key: value for key, value in own.items() if key not in ABOUT_GPUS}
     environment = stage.get("environment")
     merged = {**own, **stage}
     if isinstance(environment, dict):

@@ -24,7 +24,7 @@ LARGE = 1_000_000_000
 # Bytes: less is read again as quickly as it is looked up.
 _WORTH_KEEPING = 10_000_000
 
-_JOB_SIDE = ("__init__.py", "errors.py", "job", "stage.sh")
+_JOB_SIDE = ("__init__.py", "errors.py", "gpus.sh", "job", "stage.sh")
 _NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv")
 
 
