@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs a stage's command inside its job:
 #
-#     stage.sh [--final CODE,CODE...] OUTPUT... -- COMMAND [ARGUMENT...]
+#     stage.sh [--final CODE,CODE...] [--venv FILE] OUTPUT... -- COMMAND [ARGUMENT...]
 #
 # HTCondor holds a job whose listed output is missing and brings back none of its logs, so a command
 # that fails early would wait for a human. Hence each output exists from the start, and a command
@@ -22,6 +22,11 @@ if [ "$1" = --final ]; then
     final=$2
     shift 2
 fi
+venv=
+if [ "$1" = --venv ]; then
+    venv=$2
+    shift 2
+fi
 
 outputs=
 unwritten=
@@ -39,6 +44,14 @@ while [ "$1" != -- ]; do
     shift
 done
 shift
+
+if [ "$venv" ]; then
+    # Its programs come before those of the node; a node that cannot have them ends the stage (72,
+    # EX_OSFILE), which another node may mend.
+    PATH=$PWD/_condorctl_venv/bin:$PATH
+    export PATH
+    sh code/condorctl/venv.sh "$venv" _condorctl_venv || set -- sh -c 'exit 72'
+fi
 
 devices=${CUDA_VISIBLE_DEVICES-$_CONDOR_AssignedGPUs}
 gpus=

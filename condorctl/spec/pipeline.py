@@ -214,12 +214,13 @@ class Site(BaseModel):
         None, min_length=1, description="what 'python' at the head of a command is there"
     )
     submit: Submit = Field({}, description=_SUBMIT)
+    gpu_submit: Submit = Field({}, description=f"{_SUBMIT}; for stages that ask for GPUs")
     defaults: Defaults = Field(
         default_factory=lambda: Defaults.model_validate({}),
         description="what stages ask for that do not say it themselves",
     )
 
-    @field_validator("submit")
+    @field_validator("submit", "gpu_submit")
     @classmethod
     def _lines(cls, submit: dict[str, Scalar]) -> dict[str, Scalar]:
         return _readable(submit)
@@ -237,6 +238,12 @@ class Stage(Defaults):
     outputs: list[Text] = Field([], description="files that the command leaves behind")
     template: Text = Field("stage.sub.j2", description="the submit file's template")
     code: list[Text] = Field([], description="packages to take along, importable in the job")
+    venv: Text | None = Field(
+        None,
+        description="a Python environment to take along: the folder of a virtual environment, "
+        "packed at the submission; a file that `condorctl venv pack` made, or its URL. "
+        "Its `python` is then the command's",
+    )
     requirements: Expression | None = Field(
         None, description="a ClassAd expression that the execute node must meet"
     )
@@ -363,12 +370,6 @@ def split_input(text: str) -> tuple[str, str]:
 def is_url(text: str) -> bool:
     """Whether an input is fetched on the execute node by a transfer plug-in."""
     return bool(_URL.match(text))
-
-
-def seconds(duration: str) -> int:
-    """A `Duration` in seconds, rounded."""
-    match = re.fullmatch(r"([\d.]+) ?(\w+)", duration)
-    return round(float(match[1]) * _SECONDS[match[2]]) if match else 0
 
 
 def kilobytes(amount: str) -> int:

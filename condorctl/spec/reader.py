@@ -35,6 +35,7 @@ from condorctl.spec.pipeline import (
 )
 from condorctl.spec.spec_file import Problem, SpecFile, complaints, is_name
 from condorctl.spec.yaml_text import Key, Scalar, Value
+from condorctl.submit import venvs
 
 __all__ = ["Pipeline", "Stage", "Table", "TableRow", "is_url", "load", "problems", "split_input"]
 
@@ -311,6 +312,8 @@ class _Reader:
             for text in stage.inputs:
                 with self.collecting():
                     self._check_input(pipeline, name, text)
+            with self.collecting():
+                self._check_venv((*at, "venv"), stage.venv)
         if self.problems:
             return
         try:
@@ -334,6 +337,20 @@ class _Reader:
                 )
         elif not (is_url(text) or Path(text).exists() or (maker and self._may_be(maker))):
             raise self.file.fail(at, f"{text!r} is neither a file here nor an output of a stage")
+
+    def _check_venv(self, at: Key, text: str | None) -> None:
+        if text is None:
+            return
+        if is_url(text) or (Path(text).is_file() and text.endswith(venvs.SUFFIX)):
+            if not text.endswith(venvs.SUFFIX):
+                raise self.file.fail(at, f"{text!r} must end in {venvs.SUFFIX}")
+            return
+        if not Path(text).exists():
+            message = f"there is no {text!r} here: `python3 -m venv {text}` makes it"
+            raise self.file.fail(at, message)
+        if not venvs.is_venv(Path(text)):
+            message = f"{text!r} is neither a virtual environment nor a {venvs.SUFFIX} file"
+            raise self.file.fail(at, f"{message}: `condorctl venv pack` makes one of the other")
 
     def _check_row(self, at: Key, table: Table, row: TableRow) -> None:
         for heading in row.reference:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,11 +82,30 @@ def listing() -> dict[str, Any]:
     return {"sites": sites, "folders": [str(folder) for folder in folders()]}
 
 
+def learnt_file(name: str) -> Path:
+    """Where `condorctl site test` writes what it has learnt of the site `name`."""
+    return paths.config() / "sites" / f"{name}.learnt.json"
+
+
+def learnt(name: str) -> dict[str, Any] | None:
+    """What `condorctl site test` has learnt of the site (`explain.trial`); None without."""
+    try:
+        found = json.loads(learnt_file(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def preferred() -> str | None:
+    """The profile that ``$CONDORCTL_SITE`` names; None when it names none."""
+    return os.environ.get(_VARIABLE) or None
+
+
 def chosen(option: str | None, spec: SpecFile, written: Any) -> Site | None:
     """The profile that ``--site``, ``$CONDORCTL_SITE`` or the spec names, in this order."""
     if option:
         return load(option, "--site")
-    if variable := os.environ.get(_VARIABLE):
+    if variable := preferred():
         return load(variable, f"${_VARIABLE}")
     if written is None:
         return None

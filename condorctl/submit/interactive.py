@@ -7,7 +7,9 @@ and in no ledger, and nothing that it writes comes back.
 
 from __future__ import annotations
 
+import posixpath
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,7 +29,7 @@ from condorctl.pool import elsewhere
 from condorctl.spec import pipeline as specs
 from condorctl.spec import reader
 from condorctl.spec.pipeline import Pipeline, Stage
-from condorctl.submit import render, snapshot, submission
+from condorctl.submit import render, snapshot, submission, venvs
 
 # How long one waits for a slot, and then to be let in.
 _SLOT_S = 600.0
@@ -73,10 +75,17 @@ def run(
         (folder / one.name / CHECKPOINTS).mkdir(parents=True)
         _bring_inputs(ledger, one, pipeline, folder, reuse)
         snapshot.code(pipeline, folder / "code")
+        unpack = ""
+        if one.venv:
+            packed = one.venv
+            if venvs.is_venv(Path(one.venv)):
+                packed = venvs.pack(Path(one.venv), tell=tell)["file"]
+            file = shlex.quote(posixpath.basename(packed))
+            unpack = f"sh code/condorctl/venv.sh {file} {venvs.FOLDER}; "
         text = render.submit_file(
             pipeline, one, f"{pipeline.name}-interactive", submission.python()
         )
-        (folder / "interactive.sub").write_text(_waiting(text), encoding="utf-8")
+        (folder / "interactive.sub").write_text(_waiting(text, unpack), encoding="utf-8")
         with _job(folder) as number:
             tell(f"job {number} waits for a slot; the stage's own command: {' '.join(one.command)}")
             _wait_for_slot(number)
@@ -113,12 +122,15 @@ def _bring_inputs(
             raise UserError(f"--reuse {reuse}: {source} is missing, which {stage.name!r} needs")
 
 
-def _waiting(text: str) -> str:
-    """The stage's submit file with a program that waits for a session, and no output."""
+def _waiting(text: str, before: str) -> str:
+    """The stage's submit file with a program that waits for a session, and no output.
+
+    It runs the line `before` first.
+    """
     lines = [
         "executable = /bin/sh",
         "transfer_executable = false",
-        f"arguments = {submit_language.arguments(['-c', _WAIT])}",
+        f"arguments = {submit_language.arguments(['-c', before + _WAIT])}",
         'transfer_output_files = ""',
         'transfer_output_remaps = ""',
         "when_to_transfer_output = ON_EXIT",

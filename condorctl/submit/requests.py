@@ -59,7 +59,7 @@ def lines(site: Site | None, stage: Stage) -> dict[str, Quoted]:
         "gpus": Quoted("".join(f"{line}\n" for line in _gpus(stage))),
         "growth": Quoted("".join(f"{line}\n" for line in _growth(stage))),
         "requirements": Quoted(f"requirements = {joined}\n" if joined else ""),
-        "site": Quoted("".join(f"{line}\n" for line in _site(site))),
+        "site": Quoted("".join(f"{line}\n" for line in site_lines(site, stage.request_gpus > 0))),
         "further": Quoted("".join(f"{line}\n" for line in [*own, *_further(stage)])),
     }
 
@@ -116,7 +116,11 @@ def _growth(stage: Stage) -> list[str]:
     return [*found, "endif"]
 
 
-def _site(site: Site | None) -> list[str]:
+def site_lines(site: Site | None, gpus: bool) -> list[str]:
+    """What `site` wants of a job beside its requirements, one that asks for `gpus` or one without.
+
+    Each is a line of the submit file.
+    """
     if not site:
         return []
     names = {
@@ -124,7 +128,8 @@ def _site(site: Site | None) -> list[str]:
         "accounting_group_user": site.accounting_group_user,
     }
     given = [f"{command} = {name}" for command, name in names.items() if name]
-    return given + [submit_language.further(name, value) for name, value in site.submit.items()]
+    further = {**site.submit, **(site.gpu_submit if gpus else {})}
+    return given + [submit_language.further(name, value) for name, value in further.items()]
 
 
 def _further(stage: Stage) -> list[str]:

@@ -33,8 +33,10 @@ def lines(stage: Stage) -> Quoted:
 def python(pipeline: Pipeline, stage: Stage, here: Sequence[str]) -> list[str]:
     """What ``python`` at the head of the stage's command is: in an image, the image's own.
 
-    `here` is what it is on a node of a pool whose site does not say.
+    That of its `venv` is on PATH (stage.sh). `here` is what it is on a node of a pool whose site does not say.
     """
+    if stage.venv:
+        return ["python"]
     if stage.universe != "vanilla":
         return ["python3"]
     return list((pipeline.site.python if pipeline.site else None) or here)
