@@ -100,8 +100,6 @@ def site_list(as_json: Json = False) -> None:
     for site in found["sites"]:
         words = site["problem"] or f"{site['description']}  ({site['file']})".strip()
         print(printable(f"{site['name']}  {words}"))
-    if not found["sites"]:
-        print(printable(f"no profile NAME.yaml in {', '.join(found['folders'])}"))
 
 
 @site_app.command("show")

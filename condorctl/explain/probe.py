@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from condorctl.condor import cluster
-from condorctl.explain import holds
+from condorctl.explain import holds, matchmaking, waiting
 from condorctl.submit import snapshot
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -114,7 +114,9 @@ class _Job:
 
     def until(self, deadline: float, reached: Callable[[int], bool], late: str) -> Any:
         """Its ad once its status is as wanted. Raises _Held and _Late."""
-        names = ["JobStatus", "RemoteHost", "HoldReason", "HoldReasonCode", _ATTRIBUTE]
+        names = [
+            "JobStatus", "RemoteHost", "LastRemoteHost", "HoldReason", "HoldReasonCode", _ATTRIBUTE,
+        ]  # fmt: skip
         while True:
             ads = self._schedd.query(constraint=f"ClusterId == {self.number}", projection=names)
             ad = ads[0] if ads else {}
@@ -130,7 +132,8 @@ class _Job:
     def started(self, deadline: float) -> tuple[str, float]:
         """The node that it started on, and the seconds that it waited."""
         ad = self.until(deadline, {_RUNNING, _COMPLETED}.__contains__, "it did not start")
-        node = str(ad.get("RemoteHost", "a slot")).rpartition("@")[2]
+        host = ad.get("RemoteHost") or ad.get("LastRemoteHost") or "a slot"
+        node = str(host).rpartition("@")[2]
         return node, time.monotonic() - self.submitted
 
     def told(self) -> list[str] | None:
@@ -181,8 +184,7 @@ def _tried(
         except _Held as held:
             yield check, PROBLEM, f"it is held: {held}", None
         except _Late as late:
-            longer = "other jobs may come first: --timeout SECONDS waits longer"
-            mend = longer if "start" in str(late) else None
+            mend = _why_idle(job) if job and "start" in str(late) else None
             yield check, PROBLEM, f"{late} within {seconds:.0f} s", mend
         except Exception as error:
             what = " ".join(str(error).split())[:300]
@@ -190,6 +192,16 @@ def _tried(
         finally:
             if job:
                 job.remove()
+
+
+def _why_idle(job: _Job) -> str:
+    """Why the job has not started, and the mend."""
+    mend = "other jobs may come first: --timeout SECONDS waits longer"
+    with contextlib.suppress(Exception):
+        [ad] = matchmaking.jobs([job.number])
+        found = waiting.Pool().why(ad)
+        return f"{found.cause}; {found.mend if found.never else mend}"
+    return mend
 
 
 def _watch(job: _Job, deadline: float) -> Iterator[Found]:

@@ -39,6 +39,9 @@ def test(name: str | None, seconds: float, progress: Callable[[str, int, int], N
     deadline = time.monotonic() + seconds
     found: list[Finding] = []
     for what, part in (("a job", _job), ("a GPU", _gpu), ("a container", _container)):
+        if any(finding.state == PROBLEM for finding in found):
+            # What keeps one job from running keeps the others, too.
+            break
         progress(f"{name}: {what}", 0, 0)
         found += part(site, max(1.0, deadline - time.monotonic()))
     learnt: Json = {

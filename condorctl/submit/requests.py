@@ -83,11 +83,16 @@ def _gpus(stage: Stage) -> list[str]:
 
 
 def _enough_gpus(stage: Stage) -> str:
-    """HTCondor's own condition, but for slots that know of no GPUs when none are asked for."""
+    """HTCondor's own condition while GPUs are asked for, and a slot that gives away none after.
+
+    A slot that another job has left may have a GPU; one that is still to be divided will give as
+    many as are asked for. Not all slots know of GPUs.
+    """
     some = "TARGET.GPUs >= RequestGPUs"
     if stage.gpus_minimum_memory or stage.gpus_minimum_capability:
         some += " && countMatches(MY.RequireGPUs, TARGET.AvailableGPUs) >= RequestGPUs"
-    return f"RequestGPUs == 0 || ({some})"
+    none = "TARGET.PartitionableSlot =?= true || (TARGET.GPUs ?: 0) == 0"
+    return f"RequestGPUs == 0 ? ({none}) : ({some})"
 
 
 def _growth(stage: Stage) -> list[str]:

@@ -29,6 +29,17 @@ for gpu in a0223334 b1223334; do
     echo "- GPUsSlot$gpu"
 done
 """
+# In the form of its real answers to the two questions that a job asks (csv,noheader,nounits).
+NVIDIA_SMI = """#!/bin/sh
+first="0, GPU-a0223334-4445-5667-899a-abbccddeeff0"
+second="1, GPU-b1223334-4445-5667-899a-abbccddeeff0"
+case $* in
+    *memory.total*) rest="NVIDIA A100-SXM4-40GB, 40960, 535.104.05" ;;
+    *memory.used*) rest="40, 10307" ;;
+esac
+echo "$first, $rest"
+echo "$second, $rest"
+"""
 TWO_GPUS = """
 GPU_DISCOVERY_EXTRA = -simulate:1,2
 GPU_MONITOR = {monitor}
@@ -69,6 +80,8 @@ def test_what_a_job_gets_of_the_gpus_it_asks_for_and_what_it_is_charged(
     condor: Callable[..., str],
     condorctl: Condorctl,
     project: Path,
+    pool: Path,
+    tmp_path: Path,
 ) -> None:
     name = submit(
         f"""
@@ -131,6 +144,26 @@ def test_what_a_job_gets_of_the_gpus_it_asks_for_and_what_it_is_charged(
     assert "one: the GPU waited" in condorctl("cost", name).stdout
     condor("condor_rm", view["dag"].split("#")[1])
 
+    # Where HTCondor does not look, the job does.
+    (pool / "gpu_monitor.sh").write_text("#!/bin/sh\n")
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(NVIDIA_SMI)
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    name = submit(
+        f"""
+        stages:
+          one: {{command: [sleep, 4], request_gpus: 1, {SMALL}, environment: {{PATH: "{path}"}}}}
+        """
+    )
+    wait(name, lambda view: view["state"] == "done")
+    [stage] = json.loads(condorctl("show", name, "--json").stdout)["stages"]
+    assert stage["usage"]["gpu_busy"] == 0.4 and stage["usage"]["gpu_memory_mb"] == 10307
+    assert stage["machine"]["driver"] == "535.104.05"
+    [gpu] = stage["machine"]["gpus"]
+    assert gpu == {"name": "NVIDIA A100-SXM4-40GB", "memory_mb": 40960, "capability": 2.0}
+
 
 def test_a_slot_that_knows_of_no_gpus_takes_a_job_that_does_without(
     pool: Path,
@@ -163,45 +196,3 @@ def test_a_slot_that_knows_of_no_gpus_takes_a_job_that_does_without(
     finally:
         config.write_text(before)
         _restart(condor, "0")
-
-
-# In the form of its real answers to the two questions that a job asks (csv,noheader,nounits).
-NVIDIA_SMI = """#!/bin/sh
-first="0, GPU-a0223334-4445-5667-899a-abbccddeeff0"
-second="1, GPU-b1223334-4445-5667-899a-abbccddeeff0"
-case $* in
-    *memory.total*) rest="NVIDIA A100-SXM4-40GB, 40960, 535.104.05" ;;
-    *memory.used*) rest="40, 10307" ;;
-esac
-echo "$first, $rest"
-echo "$second, $rest"
-"""
-
-
-def test_where_htcondor_does_not_look_the_job_does(
-    two_gpus: None,
-    pool: Path,
-    submit: Callable[..., str],
-    wait: Callable[..., Status],
-    condor: Callable[..., str],
-    condorctl: Condorctl,
-    tmp_path: Path,
-) -> None:
-    (pool / "gpu_monitor.sh").write_text("#!/bin/sh\n")
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.parent.mkdir()
-    program.write_text(NVIDIA_SMI)
-    program.chmod(0o755)
-    path = f"{program.parent}:{os.environ['PATH']}"
-    name = submit(
-        f"""
-        stages:
-          one: {{command: [sleep, 4], request_gpus: 1, {SMALL}, environment: {{PATH: "{path}"}}}}
-        """
-    )
-    wait(name, lambda view: view["state"] == "done")
-    [stage] = json.loads(condorctl("show", name, "--json").stdout)["stages"]
-    assert stage["usage"]["gpu_busy"] == 0.4 and stage["usage"]["gpu_memory_mb"] == 10307
-    assert stage["machine"]["driver"] == "535.104.05"
-    [gpu] = stage["machine"]["gpus"]
-    assert gpu == {"name": "NVIDIA A100-SXM4-40GB", "memory_mb": 40960, "capability": 2.0}
