@@ -168,6 +168,14 @@ def try_gpu(seconds: float, lines: Sequence[str] = ()) -> Iterator[Found]:
     yield from _tried("gpu", seconds, lambda folder: _Job(folder, ["true"], wanted, True), _see_gpu)
 
 
+def try_container(seconds: float, lines: Sequence[str] = ()) -> Iterator[Found]:
+    """Submit a job that runs in the image that `lines` name, as `try_slot` does."""
+    wanted = [*lines, "request_disk = 4 GB"]
+    yield from _tried(
+        "container", seconds, lambda folder: _Job(folder, ["python3"], wanted), _see_container
+    )
+
+
 def _tried(
     check: str,
     seconds: float,
@@ -234,6 +242,22 @@ def _files(told: list[str]) -> Found:
     why = next((line for line in told if line.startswith("chirp")), "it said nothing")
     mend = "checkpoints come back only when HTCondor brings them: at an eviction, or at the end"
     return "job: chirp files", WARNING, f"it could not write on the submit machine: {why}", mend
+
+
+def _see_container(job: _Job, deadline: float) -> Iterator[Found]:
+    node, waited = job.started(deadline)
+    yield (
+        "container",
+        OK,
+        f"a job runs in the image on {node}, {waited:.1f} s after it was submitted",
+        None,
+    )
+    what, state, told, mend = _ssh(job.number, deadline)
+    yield what.replace("job", "container"), state, told, mend
+    job.until(deadline, _COMPLETED.__eq__, "it did not end")
+    good = job.told() is not None
+    told = "files went there and came back" if good else "its output is not what it was given"
+    yield "container: transfer", OK if good else PROBLEM, told, None
 
 
 def _see_gpu(job: _Job, deadline: float) -> Iterator[Found]:

@@ -16,9 +16,10 @@ from condorctl.condor import cluster
 from condorctl.errors import UserError
 from condorctl.explain import matchmaking, probe
 from condorctl.explain.doctor import OK, PROBLEM, WARNING, Finding
+from condorctl.images import record
 from condorctl.spec import site as profiles
 from condorctl.spec.pipeline import Site
-from condorctl.submit import requests
+from condorctl.submit import requests, universe
 
 Json = dict[str, Any]
 
@@ -75,11 +76,19 @@ def _gpu(site: Site, seconds: float) -> Iterator[Finding]:
 
 
 def _container(site: Site, seconds: float) -> Iterator[Finding]:
+    defaults, image = site.defaults, site.defaults.image or record.latest()
+    if defaults.universe != "vanilla" and image:
+        stage = defaults.model_copy(update={"image": image})
+        lines = [*_lines(site, False), *universe.lines(stage).splitlines()]
+        for what, state, told, mend in probe.try_container(seconds, lines):
+            yield Finding(what, state, told, mend)
+        return
     slots = matchmaking.Slots()
     kinds = {"Docker": slots.count("HasDocker"), "Apptainer": slots.count("HasSingularity")}
     some = [f"{kind} on {number} of {len(slots)} slots" for kind, number in kinds.items() if number]
     if some:
-        yield Finding("container", OK, f"{', '.join(some)}, as the slots tell it")
+        mend = "a profile whose defaults name `universe` and `image` has it tried"
+        yield Finding("container", OK, f"{', '.join(some)}, as the slots tell it", mend)
     else:
         mend = "`venv` takes a Python environment along without a container"
         yield Finding("container", WARNING, "no slot says that it runs Docker or Apptainer", mend)

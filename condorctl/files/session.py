@@ -107,8 +107,8 @@ def run(
     """Run a command in the sandbox of the job ``cluster.proc``; return its exit status.
 
     Its output is written as it comes. Standard input is passed on when it `listens`, unless that is
-    a terminal; its standard error comes out at ours. Raises UserError when the job cannot be entered within
-    `timeout` seconds, and when the connection is lost.
+    a terminal; its standard error comes out at ours. Raises UserError when the job cannot be
+    entered within `timeout` seconds, and when the connection is lost.
     """
     line = command[0] if len(command) == 1 else shlex.join(command)
     mark = secrets.token_hex(16)

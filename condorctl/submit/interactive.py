@@ -75,23 +75,31 @@ def run(
         (folder / one.name / CHECKPOINTS).mkdir(parents=True)
         _bring_inputs(ledger, one, pipeline, folder, reuse)
         snapshot.code(pipeline, folder / "code")
-        unpack = ""
-        if one.venv:
-            packed = one.venv
-            if venvs.is_venv(Path(one.venv)):
-                packed = venvs.pack(Path(one.venv), tell=tell)["file"]
-            file = shlex.quote(posixpath.basename(packed))
-            unpack = f"sh code/condorctl/venv.sh {file} {venvs.FOLDER}; "
+        unpack = _unpacking(one, tell)
         text = render.submit_file(
             pipeline, one, f"{pipeline.name}-interactive", submission.python()
         )
-        (folder / "interactive.sub").write_text(_waiting(text, unpack), encoding="utf-8")
+        (folder / "interactive.sub").write_text(
+            _waiting(text, "" if command else unpack), encoding="utf-8"
+        )
         with _job(folder) as number:
             tell(f"job {number} waits for a slot; the stage's own command: {' '.join(one.command)}")
             _wait_for_slot(number)
             if command:
-                return session.run(number, [command], session.to_stdout, _ENTER_S)
+                # Its environment must be there first, and the job ends with its first session.
+                return session.run(number, [unpack + command], session.to_stdout, _ENTER_S)
             return session.shell(number, _ENTER_S)
+
+
+def _unpacking(stage: Stage, tell: Callable[[str], None]) -> str:
+    """What a shell runs before all else for the stage's `venv`; empty without."""
+    if not stage.venv:
+        return ""
+    file = stage.venv
+    if not specs.is_url(file) and venvs.is_venv(Path(file)):
+        file = venvs.pack(Path(file), tell=tell)["file"]
+    words = shlex.join(["sh", "code/condorctl/venv.sh", posixpath.basename(file), venvs.FOLDER])
+    return f"{words} && PATH=$PWD/{venvs.FOLDER}/bin:$PATH && export PATH; "
 
 
 def _bring_inputs(

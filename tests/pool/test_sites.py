@@ -114,7 +114,7 @@ def test_a_virtual_environment_travels_along_and_a_session_looks_into_it(
     assert "No module named" in told
 
     # A shell on a slot has it, too.
-    line = "./_condorctl_venv/bin/python -c 'import msgpack; print(msgpack.packb(1))'"
+    line = "python -c 'import msgpack; print(msgpack.packb(1))'"
     inside = condorctl("submit", "test", "--interactive", "folder", "-c", line)
     assert inside.stdout.strip() == r"b'\x01'", inside
     condorctl("cancel", name)

@@ -225,7 +225,8 @@ def test_the_profiles_that_come_along_are_good_and_say_where_each_line_is_from(
 ) -> None:
     profile = site.load(name, "test")
     assert profile.description
-    submit_file(project, GPUS, name)
+    image = ", image: example.org/i:1" if profile.defaults.universe != "vanilla" else ""
+    submit_file(project, GPUS.replace("1}}", f"1{image}}}}}"), name)
     source = False
     for line in Path(profile.file).read_text().splitlines():
         if line.startswith("  ") and not line.lstrip().startswith("#"):
