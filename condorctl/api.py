@@ -114,10 +114,38 @@ def site_list() -> Json:
 
 
 def site_show(name: str) -> Json:
-    """A site's profile: its keys as they are read, and the `file` that it is in."""
+    """A site's profile: its keys as they are read, and the `file` that it is in.
+
+    `learnt` is what `site_test` has learnt of it, None without.
+    """
     from condorctl.spec import site as profiles
 
-    return profiles.load(name, "site show").model_dump(exclude_unset=True)
+    found = profiles.load(name, "site show").model_dump(exclude_unset=True)
+    return {**found, "learnt": profiles.learnt(name)}
+
+
+def site_test(name: str | None = None, timeout: float = 300, progress: Progress = silent) -> Json:
+    """Try a site with tiny jobs, for at most `timeout` seconds (`explain.trial`).
+
+    Returns `site`, the `file` where what was learnt is kept, `time`, `schedd`, `version`, `ok`, and
+    `checks` as `doctor` has them.
+    """
+    from condorctl.explain import trial
+
+    return trial.test(name, timeout, progress)
+
+
+def venv_pack(
+    venv: Path | None = None, output: Path | None = None, progress: Progress = silent
+) -> Json:
+    """Pack a virtual environment, else `.venv`, into one file; as `submit` does for a `venv`.
+
+    Returns `venv`, `file`, `bytes`, `sha256`, `python` (the minor version that the nodes need) and
+    `packed`, whether it was not in the cache already.
+    """
+    from condorctl.submit import venvs
+
+    return venvs.pack(venv or Path(".venv"), output, lambda what: progress(what, 0, 0))
 
 
 # --- submitting ---
@@ -130,6 +158,7 @@ def submit(
     start: Sequence[str] = (),
     reuse: str | None = None,
     force: bool = False,
+    progress: Progress = silent,
 ) -> Json:
     """Submit a pipeline as a DAG, to a site by its profile; return the run as `status` does.
 
@@ -157,7 +186,9 @@ def submit(
         raise UserError("--force runs every stage: leave out --from and --reuse")
     ledger = open_ledger()
     wish = Wish(start, reuse, force)
-    done = submission.submit(ledger, pipeline, set or {}, site, wish)
+    done = submission.submit(
+        ledger, pipeline, set or {}, site, wish, lambda what: progress(what, 0, 0)
+    )
     view = describe(ledger, done.run)
     for stage in view["stages"]:
         stage["why"] = done.why[stage["stage"]]

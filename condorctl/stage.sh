@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs a stage's command inside its job:
 #
-#     stage.sh [--final CODE,CODE...] OUTPUT... -- COMMAND [ARGUMENT...]
+#     stage.sh [--final CODE,CODE...] [--venv FILE] OUTPUT... -- COMMAND [ARGUMENT...]
 #
 # HTCondor holds a job whose listed output is missing and brings back none of its logs, so a command
 # that fails early would wait for a human. Hence each output exists from the start, and a command
@@ -22,6 +22,11 @@ if [ "$1" = --final ]; then
     final=$2
     shift 2
 fi
+venv=
+if [ "$1" = --venv ]; then
+    venv=$2
+    shift 2
+fi
 
 outputs=
 unwritten=
@@ -40,6 +45,14 @@ while [ "$1" != -- ]; do
 done
 shift
 
+if [ "$venv" ]; then
+    # Its programs come before those of the node; a node that cannot have them ends the stage (72,
+    # EX_OSFILE), which another node may mend.
+    PATH=$PWD/_condorctl_venv/bin:$PATH
+    export PATH
+    sh code/condorctl/venv.sh "$venv" _condorctl_venv || set -- sh -c 'exit 72'
+fi
+
 devices=${CUDA_VISIBLE_DEVICES-$_CONDOR_AssignedGPUs}
 gpus=
 # HTCondor sets the number 10000 for a job that has no GPU.
@@ -48,6 +61,12 @@ if [ "$devices" ] && command -v nvidia-smi >/dev/null && command -v timeout >/de
     # It hangs when the driver is in trouble.
     gpus=$(timeout 20 nvidia-smi --format=csv,noheader,nounits \
         --query-gpu=index,uuid,name,memory.total,driver_version 2>/dev/null)
+fi
+use=_condorctl_gpus
+sampler=
+if [ "$gpus" ]; then
+    sh code/condorctl/gpus.sh "$devices" "$use" >/dev/null 2>&1 &
+    sampler=$!
 fi
 started=$(date +%s 2>/dev/null)
 
@@ -66,6 +85,7 @@ while kill -0 "$command" 2>/dev/null; do
 done
 trap - TERM INT HUP QUIT USR1 USR2
 ended=$(date +%s 2>/dev/null)
+[ "$sampler" ] && kill "$sampler" 2>/dev/null
 
 set -f
 IFS='
@@ -92,6 +112,7 @@ fi
     for gpu in $gpus; do
         echo "gpu $gpu"
     done
+    [ -f "$use" ] && echo "use $(cat "$use")"
     echo files
     # A job that must leave its machine has no time for this, and will start again; so will one
     # that ended to have its checkpoint kept (85).

@@ -130,6 +130,23 @@ def ssh(
     raise typer.Exit(session.enter(api.open_ledger(), job, command or [], timeout))
 
 
+@app.command()
+def sftp(
+    job: JobName,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.0, help="Wait so long while it is starting.")
+    ] = 60.0,
+) -> None:
+    """Open an sftp session in a running job's sandbox, to look around and to move files both ways.
+
+    From a pipe or a file it reads commands such as `get model.pt`; the first that fails ends it,
+    with an exit code other than 0.
+    """
+    from condorctl.files import session
+
+    raise typer.Exit(session.sftp(api.open_ledger(), job, timeout))
+
+
 def _print_all(
     found: Iterable[tuple[Target, Iterator[bytes]]], write: Callable[[bytes], None]
 ) -> None:

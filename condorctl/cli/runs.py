@@ -82,7 +82,8 @@ def submit(
         _enter(pipeline, interactive, settings(set_), site, reuse, command)
     if command:
         raise UserError("-c goes with --interactive STAGE")
-    view = api.submit(pipeline, settings(set_), site, start or [], reuse, force)
+    with terminal.progress(quiet=as_json) as progress:
+        view = api.submit(pipeline, settings(set_), site, start or [], reuse, force, progress)
     terminal.complain(view["remarks"])
     if as_json and not follow:
         terminal.print_json(view)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from condorctl import api, terminal
-from condorctl.cli import complete
+from condorctl.cli import complete, findings
 from condorctl.cli.app import Json, PipelineName, Settings, SiteName, app, settings
 from condorctl.errors import printable
 
 site_app = typer.Typer(help="Profiles: what a site wants of every job.", no_args_is_help=True)
 app.add_typer(site_app, name="site")
+venv_app = typer.Typer(
+    help="Python environments that travel with jobs, without a container.", no_args_is_help=True
+)
+app.add_typer(venv_app, name="venv")
 
 
 @app.command()
@@ -95,8 +100,6 @@ def site_list(as_json: Json = False) -> None:
     for site in found["sites"]:
         words = site["problem"] or f"{site['description']}  ({site['file']})".strip()
         print(printable(f"{site['name']}  {words}"))
-    if not found["sites"]:
-        print(printable(f"no profile NAME.yaml in {', '.join(found['folders'])}"))
 
 
 @site_app.command("show")
@@ -104,7 +107,7 @@ def site_show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A site's profile.")],
     as_json: Json = False,
 ) -> None:
-    """Print a site's profile and the file that it is in."""
+    """Print a site's profile, the file that it is in, and what `site test` has learnt of it."""
     found = api.site_show(name)
     if as_json:
         terminal.print_json(found)
@@ -112,3 +115,62 @@ def site_show(
     print(printable(f"# {found['file']}"))
     for line in Path(found["file"]).read_text(encoding="utf-8").splitlines():
         print(printable(line))
+    if learnt := found["learnt"]:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(learnt["time"]))
+        print(printable(f"\n# what `condorctl site test` has learnt, {when}, {learnt['schedd']}:"))
+        for finding in learnt["checks"]:
+            print("\n".join(findings.lines(finding)))
+
+
+@site_app.command("test")
+def site_test(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A site's profile; else the one of $CONDORCTL_SITE."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that all of it may take, waiting included.", min=1)
+    ] = 300,
+    as_json: Json = False,
+) -> None:
+    """Submit tiny jobs as a site wants them, say what works there, and remember it.
+
+    They try file transfer both ways, ssh, chirp and a GPU. Exits with 1 when something keeps jobs
+    from running. `site show` and `doctor` tell later what was learnt.
+    """
+    with terminal.progress(quiet=as_json) as progress:
+        told = api.site_test(name, timeout, progress)
+    if as_json:
+        terminal.print_json(told)
+    else:
+        for finding in told["checks"]:
+            print("\n".join(findings.lines(finding)))
+        print(printable(f"written to {told['file']}"))
+    if not told["ok"]:
+        raise typer.Exit(1)
+
+
+@venv_app.command("pack")
+def venv_pack(
+    venv: Annotated[
+        Path | None, typer.Argument(metavar="[VENV]", help="Its folder; else .venv.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.pex", help="Put it there, too."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Pack a virtual environment into one file that a stage's `venv` takes along.
+
+    A stage can name the folder itself: then `submit` packs it. The file is for a web server or
+    OSDF, whose URL a stage can name instead. What has not changed is not packed again.
+    """
+    with terminal.progress(quiet=as_json) as progress:
+        found = api.venv_pack(venv, output, progress)
+    if as_json:
+        terminal.print_json(found)
+        return
+    size = f"{found['bytes'] / 1e6:.1f} MB"
+    needs = f"needs Python {found['python']} on the nodes"
+    print(printable(f"{found['file']}  {size}, sha256 {found['sha256'][:12]}, {needs}"))

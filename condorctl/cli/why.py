@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import sys
-import textwrap
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from condorctl import api, terminal
-from condorctl.cli import complete
+from condorctl.cli import complete, findings
 from condorctl.cli.app import Json, app
 from condorctl.errors import printable
 
-_COMMAND = re.compile(r"`[^`]*`")
 # Of a line of a log; the whole of it is in --json.
 _LONGEST = 600
 
@@ -71,25 +66,7 @@ def _explanation(told: dict[str, Any]) -> Iterator[str]:
 
 def _wrapped(label: str, text: str, indent: int = 0) -> Iterator[str]:
     """`text` beside its label, no command in it broken: it must be fit for copying."""
-    yield from _filled(f"  {label:<5}" + " " * max(0, indent - 1), text)
-
-
-def _filled(label: str, text: str) -> Iterator[str]:
-    whole = _COMMAND.sub(lambda found: found[0].replace(" ", "\0"), printable(text))
-    lines = textwrap.wrap(
-        whole,
-        max(40, _width()),
-        initial_indent=f"{label} ",
-        subsequent_indent=" " * (len(label) + 1),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    yield from (line.replace("\0", " ") for line in lines)
-
-
-def _width() -> int:
-    # What a program reads is one line a fact.
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    yield from findings.filled(f"  {label:<5}" + " " * max(0, indent - 1), text)
 
 
 @app.command()
@@ -113,12 +90,6 @@ def doctor(
         terminal.print_json(told)
     else:
         for finding in told["checks"]:
-            print("\n".join(_finding(finding)))
+            print("\n".join(findings.lines(finding)))
     if not told["ok"]:
         raise typer.Exit(1)
-
-
-def _finding(finding: dict[str, Any]) -> Iterator[str]:
-    mend = f" — {finding['mend']}" if finding["mend"] else ""
-    label = f"{finding['state']:<8} {finding['check']:<12}"
-    yield from _filled(label, finding["what"] + mend)

@@ -21,6 +21,7 @@ from condorctl import paths, pool
 from condorctl.errors import UserError
 from condorctl.pool import elsewhere
 from condorctl.pool.personal import PersonalPool
+from condorctl.spec import site as profiles
 
 Json = dict[str, Any]
 
@@ -34,6 +35,7 @@ _SFTP_SERVERS = (
     "/usr/lib/ssh/sftp-server", "/usr/libexec/sftp-server",
 )  # fmt: skip
 _DAY_S = 86400
+_OLD_TRIAL_DAYS = 30
 
 
 class Finding(NamedTuple):
@@ -54,7 +56,7 @@ def examine(progress: Callable[[str, int, int], None], job_s: float | None = Non
     with contextlib.suppress(UserError):
         pool.activate()
     found: list[Finding] = []
-    for part in (_python, _ledger, _runs, _programs, _tokens, _pool):
+    for part in (_python, _ledger, _runs, _programs, _tokens, _site, _pool):
         progress(part.__name__.strip("_"), 0, 0)
         found += part()
     if job_s and any(finding.check == "rights" and finding.state == OK for finding in found):
@@ -204,6 +206,30 @@ def _tokens() -> Iterator[Finding]:
         yield Finding("tokens", OK, f"{len(found)} in {elsewhere.tokens_dir()}, none expires soon")
     elif not found and elsewhere.schedd():
         yield Finding("tokens", WARNING, f"none in {elsewhere.tokens_dir()}", mend)
+
+
+def _site() -> Iterator[Finding]:
+    """What `condorctl site test` has learnt of the site that the environment names."""
+    name = profiles.preferred()
+    if not name:
+        return
+    try:
+        profiles.load(name, "$CONDORCTL_SITE")
+    except UserError as error:
+        yield Finding("site", PROBLEM, str(error), "`condorctl site list` shows what there is")
+        return
+    learnt = profiles.learnt(name)
+    mend = f"`condorctl site test {name}` tries what works there"
+    if not learnt:
+        yield Finding("site", OK, f"{name}, never tried", mend)
+        return
+    days = (time.time() - learnt["time"]) / _DAY_S
+    lacking = [check["check"] for check in learnt["checks"] if check["state"] != OK]
+    told = f"{name}, tried {days:.0f} days ago on {learnt['schedd']}"
+    if lacking:
+        told += f"; it lacks {', '.join(lacking)}"
+    state = OK if learnt["ok"] else WARNING
+    yield Finding("site", state, told, mend if lacking or days > _OLD_TRIAL_DAYS else None)
 
 
 def _pool() -> Iterator[Finding]:

@@ -29,7 +29,7 @@ from condorctl.condor import cluster
 from condorctl.errors import UserError
 from condorctl.explain import failures, holds, matchmaking, programs, traces, waiting
 from condorctl.explain.traces import Line, Peak
-from condorctl.ledger import Job, Ledger, Run, Stage, events, find
+from condorctl.ledger import Job, Ledger, Run, Stage, events, find, gpus
 from condorctl.view import status
 
 Json = dict[str, Any]
@@ -468,9 +468,10 @@ class _View:
         seen = _lines(traces.event(_logs(job), job.cluster, job.proc, [_TERMINATED]), 2)
         if self._states[job.stage.name] == "failed" and (script := self._script(job.stage)):
             return script
+        use, hint = gpus.use_in_words(job.usage), gpus.hint(job.usage)
         return {
-            "cause": f"it ended well on {job.host or 'its node'}",
-            "mend": "nothing",
+            "cause": f"it ended well on {job.host or 'its node'}{f'; {use}' if use else ''}",
+            "mend": hint or "nothing",
             "evidence": seen,
         }
 

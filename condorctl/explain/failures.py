@@ -55,6 +55,12 @@ _KNOWN: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             "make the batch smaller, or ask for a GPU with more memory, then {again}",
         ),
         (
+            r"Failed to find compatible interpreter|this node cannot unpack the Python environment",
+            "the node has no Python that its `venv` can run with",
+            "pack it with a Python version that the nodes have (`condorctl venv pack` names its "
+            "own), or use an image, then {again}",
+        ),
+        (
             r"No module named '?(?P<what>[\w.]+)",
             "the Python that ran it has no module {0}",
             "add it to {inputs} if it is yours; else use an image or an interpreter that has it, "

@@ -32,6 +32,7 @@ _JOB_ATTRIBUTES = [
     "NumShadowStarts", "HoldReason", "HoldReasonCode", "HoldReasonSubCode", "MemoryUsage",
     "DiskUsage", "NumVacates", "VacateReason", "StageInStart", "StageInFinish", "NumHolds",
     "DeferralTime", "TransferringInput", "TransferQueued", "LeaveJobInQueue", "AccountingGroup",
+    "CondorctlCpuAfter",
 ]  # fmt: skip
 _HELD_BY_JOB = (
     "RemoteOwner", "RemoteUser", "RemoteGroup", "CurrentRank", "JobId", "GlobalJobId",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from condorctl.explain import matchmaking
@@ -62,6 +62,20 @@ class Pool:
 
     def why(self, ad: Ad) -> Waiting:
         """Why the idle job of this ad (`matchmaking.jobs`) does not run."""
+        found = self._why(ad)
+        after = ad.get("CondorctlCpuAfter")
+        if not (after and ad.get("RequestGPUs")):
+            return found
+        without = ad.get("QDate", time.time()) + after
+        at = time.strftime("%d %b %H:%M", time.localtime(without))
+        mend = f"from {at} on it asks for no GPU any more (cpu_after); to have one: {found.mend}"
+        excluding = found.analysis.get("excluding", [])
+        never = found.never and not all("GPUs" in condition for condition in excluding)
+        return replace(
+            found, mend=mend, never=never, analysis={**found.analysis, "cpu_at": without}
+        )
+
+    def _why(self, ad: Ad) -> Waiting:
         number = f"{ad['ClusterId']}.{ad['ProcId']}"
         waited = time.time() - float(
             ad.get("EnteredCurrentStatus") or ad.get("QDate") or time.time()

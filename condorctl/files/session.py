@@ -54,6 +54,27 @@ def enter(ledger: Ledger, job: str, command: Sequence[str], timeout: float) -> i
     return run(number, command, to_stdout, timeout) if command else shell(number, timeout)
 
 
+def sftp(ledger: Ledger, job: str, timeout: float) -> int:
+    """An sftp session in the sandbox of the job that `job` names; returns its exit status.
+
+    At a terminal it prompts; else standard input holds its commands, and the first that fails ends
+    it. Raises UserError as `enter` does, and where the far side has no sftp-server.
+    """
+    number = running(ledger, job)
+    # Until it can be entered; sftp's own complaints are for the user to see.
+    run(number, ["true"], lambda _: None, timeout, listens=False)
+    client = "sftp" if sys.stdin.isatty() else "sftp -b -"
+    words = ["condor_ssh_to_job", "-ssh", client, number]
+    code = subprocess.run(words, check=False).returncode
+    if code == _LOST:
+        raise UserError(
+            f"job {number}: no sftp session: its node, or its image, may have no sftp-server; "
+            "`condorctl fetch` and `condorctl ssh` need none",
+            1,
+        )
+    return code
+
+
 def check_terminal(mend: str) -> None:
     """Raise UserError unless a human is at standard input and output."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -77,19 +98,23 @@ def running(ledger: Ledger, job: str) -> str:
 
 
 def run(
-    number: str, command: Sequence[str], write: Callable[[bytes], object], timeout: float
+    number: str,
+    command: Sequence[str],
+    write: Callable[[bytes], object],
+    timeout: float,
+    listens: bool = True,
 ) -> int:
     """Run a command in the sandbox of the job ``cluster.proc``; return its exit status.
 
-    Its output is written as it comes. Standard input is passed on unless it is a terminal; its
-    standard error comes out at ours. Raises UserError when the job cannot be entered within
-    `timeout` seconds, and when the connection is lost.
+    Its output is written as it comes. Standard input is passed on when it `listens`, unless that is
+    a terminal; its standard error comes out at ours. Raises UserError when the job cannot be
+    entered within `timeout` seconds, and when the connection is lost.
     """
     line = command[0] if len(command) == 1 else shlex.join(command)
     mark = secrets.token_hex(16)
     remote = sandbox.command(_RUN, [sandbox.encode(line), mark])
     # In a session of its own it could not read from this terminal, but would be stopped for trying.
-    stdin = subprocess.DEVNULL if sys.stdin.isatty() else None
+    stdin = None if listens and not sys.stdin.isatty() else subprocess.DEVNULL
     end = time.monotonic() + timeout
     while True:
         try:

@@ -36,6 +36,7 @@ from condorctl.ledger import (
     Run,
     Stage,
     ads,
+    gpus,
     progress,
     runfile,
     sharing,
@@ -532,7 +533,9 @@ def _apply_to_job(reading: _Reading, event: Event) -> None:
     job.state = state
     if kind == _EXECUTE:
         job.host, job.started, job.starts = detail, when, job.starts + 1
-        _read_slot(job, event.get("ExecuteProps") or {})
+        slot = event.get("ExecuteProps") or {}
+        _read_slot(job, slot)
+        job.machine = {"gpus": devices} if (devices := gpus.given(slot)) else {}
     if kind == _TERMINATED:
         job.exit_code, job.signal = code, signal
         _read_slot(job, event)
@@ -579,13 +582,13 @@ def _apply_to_node(reading: _Reading, event: Event) -> None:
 
 def _read_slot(job: Job, told: Any) -> None:
     """What the job's slot gave it."""
-    cpus, gpus = told.get("Cpus"), told.get("GPUs")
+    cpus, number = told.get("Cpus"), told.get("GPUs")
     job.cpus = cpus if isinstance(cpus, int) else job.cpus
-    job.gpus = gpus if isinstance(gpus, int) else job.gpus
+    job.gpus = number if isinstance(number, int) else job.gpus
 
 
 def _read_usage(job: Job, event: Event) -> None:
-    usage = dict(job.usage or {})
+    usage = {**(job.usage or {}), **gpus.used(event, job.gpus)}
     for name, key in (("memory_mb", "MemoryUsage"), ("disk_kb", "DiskUsage")):
         if isinstance(value := event.get(key), int | float):
             usage[name] = value

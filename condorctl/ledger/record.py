@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from condorctl.ledger import Job, Output
+from condorctl.ledger import Job, Output, gpus
 
 # What stage.sh calls it in the job's sandbox.
 FILE = "_condorctl_job"
@@ -24,15 +24,20 @@ _MOST_TEXT = 200
 
 # sha256sum puts a backslash before the hash when it has escaped some in the name.
 _HASH = re.compile(r"(?P<escaped>\\?)(?P<sha256>[0-9a-f]{64}) [ *](?P<path>.+)")
+_USE = re.compile(r"\d+ (?P<percent>\d{1,3}) (?P<memory_mb>\d{1,9})", re.ASCII)
 _SIZE = re.compile(r"bytes (?P<bytes>\d{1,18}) (?P<path>.+)")
 _ESCAPES = {r"\\": "\\", r"\n": "\n", r"\r": "\r"}
 
 
 @dataclass
 class Record:
-    """A job's record: the machine, the exit code, and each file's bytes and SHA-256 by its path."""
+    """A job's record: the machine, the exit code, and each file's bytes and SHA-256 by its path.
+
+    `use` is that of its GPUs, as `gpus.use` has it; empty where nobody looked.
+    """
 
     machine: dict[str, Any] = field(default_factory=dict)
+    use: dict[str, float] = field(default_factory=dict)
     exit_code: int | None = None
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -42,7 +47,9 @@ def read(job: Job) -> None:
     if job.stage.run.kind != "pipeline":
         return
     found = load(job.stage.folder / f"{job.cluster}.job")
-    job.machine = found.machine
+    job.machine = gpus.joined(found.machine, job.machine)
+    # HTCondor's own measure, where it has one, is of the whole job.
+    job.usage = {**found.use, **(job.usage or {})}
     codes = job.stage.final_exit_codes
     if codes and job.exit_code == codes[0] and found.exit_code in codes:
         job.exit_code = found.exit_code
@@ -70,11 +77,11 @@ def load(file: Path) -> Record:
 
 def _parse(head: list[str], listing: list[str]) -> Record:
     values: dict[str, str] = {}
-    gpus = []
+    seen = []
     for line in head:
         key, _, value = line.partition(" ")
         if key == "gpu":
-            gpus.append([part.strip()[:_MOST_TEXT] for part in value.split(",")])
+            seen.append([part.strip()[:_MOST_TEXT] for part in value.split(",")])
         else:
             values.setdefault(key, value[:_MOST_TEXT])
     found = Record(exit_code=_number(values.get("exit")))
@@ -84,16 +91,18 @@ def _parse(head: list[str], listing: list[str]) -> Record:
     for key in ("start", "end"):
         if (when := _number(values.get(key))) is not None:
             found.machine[key] = when
-    if mine := _of_this_job(gpus, values.get("devices", "")):
+    if mine := _of_this_job(seen, values.get("devices", "")):
         found.machine["gpus"] = [{"name": gpu[2], "memory_mb": _number(gpu[3])} for gpu in mine]
         found.machine["driver"] = mine[0][4]
+    if use := _USE.fullmatch(values.get("use", "")):
+        found.use = gpus.use(int(use["percent"]) / 100, int(use["memory_mb"]))
     found.files = _files(listing)
     return found
 
 
-def _of_this_job(gpus: list[list[str]], devices: str) -> list[list[str]]:
+def _of_this_job(seen: list[list[str]], devices: str) -> list[list[str]]:
     """Those that the job may use: CUDA takes numbers, UUIDs, and beginnings of UUIDs."""
-    whole = [gpu for gpu in gpus if len(gpu) == 5]
+    whole = [gpu for gpu in seen if len(gpu) == 5]
     wanted = [device.strip() for device in devices.split(",") if device.strip()]
     return [
         gpu

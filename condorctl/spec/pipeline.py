@@ -39,6 +39,8 @@ _DURATION = r"^\d+(\.\d+)? ?(s|min|h)$"
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 _UNITS = {"K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
 
+# What a stage says about its GPUs; without request_gpus it would do nothing.
+ABOUT_GPUS = ("gpus_minimum_memory", "gpus_minimum_capability", "cpu_after")
 # What a stage's submit file says for itself; written twice, the last would win in silence.
 _OWN_COMMANDS = {
     "arguments", "batch_name", "checkpoint_exit_code", "container_image", "dagman_log",
@@ -47,7 +49,7 @@ _OWN_COMMANDS = {
     "request_memory", "requirements", "retry_request_disk", "retry_request_memory",
     "should_transfer_files", "transfer_checkpoint_files", "transfer_executable",
     "transfer_input_files", "transfer_output_files", "transfer_output_remaps", "universe",
-    "when_to_transfer_output",
+    "when_to_transfer_output", "gpus_minimum_capability", "gpus_minimum_memory",
 }  # fmt: skip
 # Not commands but the language itself.
 _LANGUAGE = {"queue", "include", "use", "if", "elif", "else", "endif", "error", "warning"}
@@ -160,6 +162,17 @@ class Defaults(BaseModel):
     request_memory: Amount = Field("1 GB", description="memory, with its unit: 512 MB, 4 GB")
     request_disk: Amount = Field("1 GB", description="disk, with its unit: 512 MB, 4 GB")
     request_gpus: int = Field(0, ge=0, description="GPUs")
+    gpus_minimum_memory: Amount | None = Field(
+        None, description="memory that each of the GPUs must have, with its unit: 8 GB"
+    )
+    gpus_minimum_capability: float | None = Field(
+        None, gt=0, description="CUDA compute capability that each of the GPUs must have: 8.0"
+    )
+    cpu_after: Duration | None = Field(
+        None,
+        description="when no GPU was to be had this long after the submission, such as 2 h, the "
+        "job asks for none any more and runs on a slot without",
+    )
     max_memory: Amount | None = Field(
         None,
         description="up to this much the request is doubled, and the job run again by itself, "
@@ -201,12 +214,13 @@ class Site(BaseModel):
         None, min_length=1, description="what 'python' at the head of a command is there"
     )
     submit: Submit = Field({}, description=_SUBMIT)
+    gpu_submit: Submit = Field({}, description=f"{_SUBMIT}; for stages that ask for GPUs")
     defaults: Defaults = Field(
         default_factory=lambda: Defaults.model_validate({}),
         description="what stages ask for that do not say it themselves",
     )
 
-    @field_validator("submit")
+    @field_validator("submit", "gpu_submit")
     @classmethod
     def _lines(cls, submit: dict[str, Scalar]) -> dict[str, Scalar]:
         return _readable(submit)
@@ -224,6 +238,12 @@ class Stage(Defaults):
     outputs: list[Text] = Field([], description="files that the command leaves behind")
     template: Text = Field("stage.sub.j2", description="the submit file's template")
     code: list[Text] = Field([], description="packages to take along, importable in the job")
+    venv: Text | None = Field(
+        None,
+        description="a Python environment to take along: the folder of a virtual environment, "
+        "packed at the submission; a file that `condorctl venv pack` made, or its URL. "
+        "Its `python` is then the command's",
+    )
     requirements: Expression | None = Field(
         None, description="a ClassAd expression that the execute node must meet"
     )

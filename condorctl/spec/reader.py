@@ -23,9 +23,19 @@ from condorctl.errors import UserError, suggest
 from condorctl.images import record
 from condorctl.spec import matrix, yaml_text
 from condorctl.spec import site as profiles
-from condorctl.spec.pipeline import Pipeline, Site, Stage, Table, TableRow, is_url, split_input
+from condorctl.spec.pipeline import (
+    ABOUT_GPUS,
+    Pipeline,
+    Site,
+    Stage,
+    Table,
+    TableRow,
+    is_url,
+    split_input,
+)
 from condorctl.spec.spec_file import Problem, SpecFile, complaints, is_name
 from condorctl.spec.yaml_text import Key, Scalar, Value
+from condorctl.submit import venvs
 
 __all__ = ["Pipeline", "Stage", "Table", "TableRow", "is_url", "load", "problems", "split_input"]
 
@@ -235,6 +245,10 @@ class _Reader:
         given = {**profiles.defaults(self.site, filled), "name": name}
         if given.get("universe") in ("docker", "container") and not given.get("image"):
             given["image"] = record.latest()
+        for key in ABOUT_GPUS:
+            if given.get(key) is not None and "request_gpus" not in given:
+                message = "does nothing without request_gpus: say how many, such as request_gpus: 1"
+                self._note(self.file.fail((*at, key), message))
         try:
             return Stage.model_validate(given)
         except ValidationError as error:
@@ -298,6 +312,8 @@ class _Reader:
             for text in stage.inputs:
                 with self.collecting():
                     self._check_input(pipeline, name, text)
+            with self.collecting():
+                self._check_venv((*at, "venv"), stage.venv)
         if self.problems:
             return
         try:
@@ -321,6 +337,20 @@ class _Reader:
                 )
         elif not (is_url(text) or Path(text).exists() or (maker and self._may_be(maker))):
             raise self.file.fail(at, f"{text!r} is neither a file here nor an output of a stage")
+
+    def _check_venv(self, at: Key, text: str | None) -> None:
+        if text is None:
+            return
+        if is_url(text) or (Path(text).is_file() and text.endswith(venvs.SUFFIX)):
+            if not text.endswith(venvs.SUFFIX):
+                raise self.file.fail(at, f"{text!r} must end in {venvs.SUFFIX}")
+            return
+        if not Path(text).exists():
+            message = f"there is no {text!r} here: `python3 -m venv {text}` makes it"
+            raise self.file.fail(at, message)
+        if not venvs.is_venv(Path(text)):
+            message = f"{text!r} is neither a virtual environment nor a {venvs.SUFFIX} file"
+            raise self.file.fail(at, f"{message}: `condorctl venv pack` makes one of the other")
 
     def _check_row(self, at: Key, table: Table, row: TableRow) -> None:
         for heading in row.reference:

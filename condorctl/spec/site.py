@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from condorctl import paths
 from condorctl.errors import UserError, suggest
-from condorctl.spec.pipeline import Site, kilobytes
+from condorctl.spec.pipeline import ABOUT_GPUS, Site, kilobytes
 from condorctl.spec.spec_file import SpecFile, complaints, is_name
 
 _VARIABLE = "CONDORCTL_SITE"
@@ -81,11 +82,30 @@ def listing() -> dict[str, Any]:
     return {"sites": sites, "folders": [str(folder) for folder in folders()]}
 
 
+def learnt_file(name: str) -> Path:
+    """Where `condorctl site test` writes what it has learnt of the site `name`."""
+    return paths.config() / "sites" / f"{name}.learnt.json"
+
+
+def learnt(name: str) -> dict[str, Any] | None:
+    """What `condorctl site test` has learnt of the site (`explain.trial`); None without."""
+    try:
+        found = json.loads(learnt_file(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def preferred() -> str | None:
+    """The profile that ``$CONDORCTL_SITE`` names; None when it names none."""
+    return os.environ.get(_VARIABLE) or None
+
+
 def chosen(option: str | None, spec: SpecFile, written: Any) -> Site | None:
     """The profile that ``--site``, ``$CONDORCTL_SITE`` or the spec names, in this order."""
     if option:
         return load(option, "--site")
-    if variable := os.environ.get(_VARIABLE):
+    if variable := preferred():
         return load(variable, f"${_VARIABLE}")
     if written is None:
         return None
@@ -97,7 +117,8 @@ def chosen(option: str | None, spec: SpecFile, written: Any) -> Site | None:
 def defaults(site: Site | None, stage: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a `stage` as written, with what the `site` says where the stage says nothing.
 
-    A site's limit below what the stage asks for is no limit of this stage.
+    A site's limit below what the stage asks for is no limit of this stage, and what a site says of
+    GPUs is for stages that ask for some.
     """
     if not site:
         return dict(stage)
@@ -110,6 +131,8 @@ def defaults(site: Site | None, stage: Mapping[str, Any]) -> dict[str, Any]:
         asked = stage.get(request)
         if limit in own and isinstance(asked, str) and _more(asked, own[limit]):
             del own[limit]
+    if not {**own, **stage}.get("request_gpus"):
+        own = {key: value for key, value in own.items() if key not in ABOUT_GPUS}
     environment = stage.get("environment")
     merged = {**own, **stage}
     if isinstance(environment, dict):

@@ -7,7 +7,9 @@ and in no ledger, and nothing that it writes comes back.
 
 from __future__ import annotations
 
+import posixpath
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,7 +29,7 @@ from condorctl.pool import elsewhere
 from condorctl.spec import pipeline as specs
 from condorctl.spec import reader
 from condorctl.spec.pipeline import Pipeline, Stage
-from condorctl.submit import render, snapshot, submission
+from condorctl.submit import render, snapshot, submission, venvs
 
 # How long one waits for a slot, and then to be let in.
 _SLOT_S = 600.0
@@ -73,16 +75,31 @@ def run(
         (folder / one.name / CHECKPOINTS).mkdir(parents=True)
         _bring_inputs(ledger, one, pipeline, folder, reuse)
         snapshot.code(pipeline, folder / "code")
+        unpack = _unpacking(one, tell)
         text = render.submit_file(
             pipeline, one, f"{pipeline.name}-interactive", submission.python()
         )
-        (folder / "interactive.sub").write_text(_waiting(text), encoding="utf-8")
+        (folder / "interactive.sub").write_text(
+            _waiting(text, "" if command else unpack), encoding="utf-8"
+        )
         with _job(folder) as number:
             tell(f"job {number} waits for a slot; the stage's own command: {' '.join(one.command)}")
             _wait_for_slot(number)
             if command:
-                return session.run(number, [command], session.to_stdout, _ENTER_S)
+                # Its environment must be there first, and the job ends with its first session.
+                return session.run(number, [unpack + command], session.to_stdout, _ENTER_S)
             return session.shell(number, _ENTER_S)
+
+
+def _unpacking(stage: Stage, tell: Callable[[str], None]) -> str:
+    """What a shell runs before all else for the stage's `venv`; empty without."""
+    if not stage.venv:
+        return ""
+    file = stage.venv
+    if not specs.is_url(file) and venvs.is_venv(Path(file)):
+        file = venvs.pack(Path(file), tell=tell)["file"]
+    words = shlex.join(["sh", "code/condorctl/venv.sh", posixpath.basename(file), venvs.FOLDER])
+    return f"{words} && PATH=$PWD/{venvs.FOLDER}/bin:$PATH && export PATH; "
 
 
 def _bring_inputs(
@@ -113,12 +130,15 @@ def _bring_inputs(
             raise UserError(f"--reuse {reuse}: {source} is missing, which {stage.name!r} needs")
 
 
-def _waiting(text: str) -> str:
-    """The stage's submit file with a program that waits for a session, and no output."""
+def _waiting(text: str, before: str) -> str:
+    """The stage's submit file with a program that waits for a session, and no output.
+
+    It runs the line `before` first.
+    """
     lines = [
         "executable = /bin/sh",
         "transfer_executable = false",
-        f"arguments = {submit_language.arguments(['-c', _WAIT])}",
+        f"arguments = {submit_language.arguments(['-c', before + _WAIT])}",
         'transfer_output_files = ""',
         'transfer_output_remaps = ""',
         "when_to_transfer_output = ON_EXIT",

@@ -6,6 +6,7 @@ job's sandbox the files of earlier stages lie under the same relative paths.
 
 from __future__ import annotations
 
+import posixpath
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,10 @@ from condorctl.errors import UserError
 from condorctl.job.checkpoint import EXIT_CODE
 from condorctl.job.folder import FOLDER as CHECKPOINTS
 from condorctl.ledger import record
-from condorctl.spec.pipeline import seconds
+from condorctl.spec.pipeline import is_url, seconds
 from condorctl.spec.reader import Pipeline, Stage
 from condorctl.steer import notify
-from condorctl.submit import requests, snapshot, universe
+from condorctl.submit import requests, snapshot, universe, venvs
 
 
 def render(
@@ -90,6 +91,9 @@ def _job(
         else text
         for text in stage.inputs
     ]
+    venv = _venv(stage, places)
+    inputs += [venv] if venv else []
+    unpack = ["--venv", posixpath.basename(venv)] if venv else []
     home = {output: f"{stage.name}/{output}" for output in stage.outputs}
     environment = {"PYTHONPATH": "code", "PYTHONUNBUFFERED": "1", **stage.environment}
     codes = stage.final_exit_codes
@@ -98,7 +102,7 @@ def _job(
     outputs = [f"./{name}" if name.startswith("-") else name for name in stage.outputs]
     return {
         "universe": universe.lines(stage),
-        "arguments": submit_language.arguments([*final, *outputs, "--", *command]),
+        "arguments": submit_language.arguments([*final, *unpack, *outputs, "--", *command]),
         "environment": submit_language.environment(environment),
         "inputs": _inputs(["code", *inputs], stage.name),
         "outputs": submit_language.file_list([*stage.outputs, CHECKPOINTS, record.FILE]),
@@ -106,6 +110,14 @@ def _job(
         "checkpointing": _checkpointing(stage),
         **requests.lines(pipeline.site, stage),
     }
+
+
+def _venv(stage: Stage, places: Mapping[str, str]) -> str | None:
+    """Where HTCondor finds the packed environment of the stage."""
+    if not stage.venv or stage.venv in places or is_url(stage.venv):
+        return places.get(stage.venv or "", stage.venv)
+    path = Path(stage.venv).absolute()
+    return str(venvs.cached(path) if venvs.is_venv(path) else path)
 
 
 def _inputs(files: Sequence[str], stage: str) -> submit_language.Quoted:

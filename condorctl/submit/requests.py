@@ -6,6 +6,10 @@ on the schedd itself raises the request and runs the job again (manual, ``retry_
 ``retry_request_disk``). Older ones hold the job: there the request is an expression of how often
 that has happened, and ``periodic_release`` runs the job again, within a minute or two. The submit
 file holds both, behind ``if version``.
+
+A job that may do without its GPUs after a while asks for them by an expression of its age. The
+negotiator and the slot evaluate it when they match (manual, ``request_gpus``), and what the job was
+given stays its own, whatever the expression says later.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import NamedTuple
 
 from condorctl.condor import submit_language
 from condorctl.condor.submit_language import Quoted
-from condorctl.spec.pipeline import Site, Stage, kilobytes
+from condorctl.spec.pipeline import Site, Stage, kilobytes, seconds
 
 # Since this version both submit commands are there.
 RAISES_BY_ITSELF = "25.10.0"
@@ -43,18 +47,52 @@ class _Request(NamedTuple):
 def lines(site: Site | None, stage: Stage) -> dict[str, Quoted]:
     """The parts of the submit file that are for a template to place, each some lines or none.
 
-    ``growth`` after the requests, ``requirements``, the ``site``'s lines before those of the
-    template, and ``further``, the stage's own, after them.
+    ``gpus`` and ``growth`` after the other requests, ``requirements``, the ``site``'s lines before
+    those of the template, and ``further``, the stage's own, after them.
     """
     wanted = [s.requirements for s in (site, stage) if s and s.requirements]
+    if stage.request_gpus and stage.cpu_after:
+        wanted.append(_enough_gpus(stage))
     joined = " && ".join(f"({text})" for text in wanted) if len(wanted) > 1 else "".join(wanted)
     own = [] if stage.priority is None else [f"priority = {stage.priority}"]
     return {
+        "gpus": Quoted("".join(f"{line}\n" for line in _gpus(stage))),
         "growth": Quoted("".join(f"{line}\n" for line in _growth(stage))),
         "requirements": Quoted(f"requirements = {joined}\n" if joined else ""),
-        "site": Quoted("".join(f"{line}\n" for line in _site(site))),
+        "site": Quoted("".join(f"{line}\n" for line in site_lines(site, stage.request_gpus > 0))),
         "further": Quoted("".join(f"{line}\n" for line in [*own, *_further(stage)])),
     }
+
+
+def _gpus(stage: Stage) -> list[str]:
+    number = str(stage.request_gpus)
+    if not stage.request_gpus:
+        return []
+    found = []
+    if stage.cpu_after:
+        found.append(f"MY.CondorctlCpuAfter    = {seconds(stage.cpu_after)}")
+        number = f"time() - QDate < MY.CondorctlCpuAfter ? {number} : 0"
+    found.append(f"request_gpus            = {number}")
+    if stage.gpus_minimum_memory:
+        found.append(
+            f"gpus_minimum_memory     = {-(-kilobytes(stage.gpus_minimum_memory) // 1024)}"
+        )
+    if stage.gpus_minimum_capability:
+        found.append(f"gpus_minimum_capability = {stage.gpus_minimum_capability}")
+    return found
+
+
+def _enough_gpus(stage: Stage) -> str:
+    """HTCondor's own condition while GPUs are asked for, and a slot that gives away none after.
+
+    A slot that another job has left may have a GPU; one that is still to be divided will give as
+    many as are asked for. Not all slots know of GPUs.
+    """
+    some = "TARGET.GPUs >= RequestGPUs"
+    if stage.gpus_minimum_memory or stage.gpus_minimum_capability:
+        some += " && countMatches(MY.RequireGPUs, TARGET.AvailableGPUs) >= RequestGPUs"
+    none = "TARGET.PartitionableSlot =?= true || (TARGET.GPUs ?: 0) == 0"
+    return f"RequestGPUs == 0 ? ({none}) : ({some})"
 
 
 def _growth(stage: Stage) -> list[str]:
@@ -83,7 +121,11 @@ def _growth(stage: Stage) -> list[str]:
     return [*found, "endif"]
 
 
-def _site(site: Site | None) -> list[str]:
+def site_lines(site: Site | None, gpus: bool) -> list[str]:
+    """What `site` wants of a job beside its requirements, one that asks for `gpus` or one without.
+
+    Each is a line of the submit file.
+    """
     if not site:
         return []
     names = {
@@ -91,7 +133,8 @@ def _site(site: Site | None) -> list[str]:
         "accounting_group_user": site.accounting_group_user,
     }
     given = [f"{command} = {name}" for command, name in names.items() if name]
-    return given + [submit_language.further(name, value) for name, value in site.submit.items()]
+    further = {**site.submit, **(site.gpu_submit if gpus else {})}
+    return given + [submit_language.further(name, value) for name, value in further.items()]
 
 
 def _further(stage: Stage) -> list[str]:

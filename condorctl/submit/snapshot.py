@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +17,14 @@ from condorctl import paths
 from condorctl.errors import UserError
 from condorctl.ledger import ContentHash, Ledger
 from condorctl.spec.pipeline import Pipeline, Stage, is_url, split_input
-from condorctl.submit import content
+from condorctl.submit import content, venvs
 
 # Bytes: what takes longer to copy than a submission may take.
 LARGE = 1_000_000_000
 # Bytes: less is read again as quickly as it is looked up.
 _WORTH_KEEPING = 10_000_000
 
-_JOB_SIDE = ("__init__.py", "errors.py", "job", "stage.sh")
+_JOB_SIDE = ("__init__.py", "errors.py", "gpus.sh", "job", "stage.sh", "venv.sh")
 _NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv")
 
 
@@ -47,6 +47,8 @@ class Snapshot:
 
     code: dict[str, str]
     inputs: dict[str, Input]
+    # Those of them that are environments, each a file in the cache that never changes.
+    packed: frozenset[str] = frozenset()
 
     def finals(self, folder: Path) -> dict[str, str]:
         """Where HTCondor finds each input once the run's folder is `folder`."""
@@ -58,20 +60,29 @@ class Snapshot:
 
     @property
     def in_place(self) -> list[Input]:
-        """The inputs that were not copied, each once."""
-        return list({one.source: one for one in self.inputs.values() if not one.place}.values())
+        """The user's own files that were not copied, each once."""
+        own = [one for text, one in self.inputs.items() if not (one.place or text in self.packed)]
+        return list({one.source: one for one in own}.values())
 
 
-def take(ledger: Ledger, pipeline: Pipeline, folder: Path) -> Snapshot:
+def take(
+    ledger: Ledger,
+    pipeline: Pipeline,
+    folder: Path,
+    tell: Callable[[str], object] = lambda _: None,
+) -> Snapshot:
     """Copy code and inputs of `pipeline` into `folder`.
 
-    Raises UserError for what cannot be read or copied.
+    `tell` gets a line before what takes long. Raises UserError for what cannot be read or copied.
     """
     code(pipeline, folder / "code")
     files = content.manifest(folder / "code", lambda path: path == folder / "code" / "condorctl")
     found: dict[Path, Input] = {}
-    texts: dict[str, Input] = {}
+    texts = _environments(ledger, pipeline, tell)
+    packed = frozenset(texts)
     for text in dict.fromkeys(t for s in pipeline.stages.values() for t in local(s, pipeline)):
+        if text in packed:
+            continue
         source = Path(os.path.abspath(text))  # noqa: PTH100 (`..` has no name)
         try:
             if source not in found:
@@ -81,12 +92,27 @@ def take(ledger: Ledger, pipeline: Pipeline, folder: Path) -> Snapshot:
                 f"input {text!r}: {error.filename or source}: {error.strerror or error}"
             ) from None
         texts[text] = found[source]
-    return Snapshot(files, texts)
+    return Snapshot(files, texts, packed)
+
+
+def _environments(
+    ledger: Ledger, pipeline: Pipeline, tell: Callable[[str], object]
+) -> dict[str, Input]:
+    """The virtual environments that stages take along, packed, by what the spec calls them."""
+    found = {}
+    for text in dict.fromkeys(s.venv for s in pipeline.stages.values() if s.venv):
+        if not is_url(text) and venvs.is_venv(Path(text)):
+            file = Path(venvs.pack(Path(text), tell=tell)["file"])
+            found[text] = Input(file, file.stat().st_size, _sha256(ledger, file, file), None)
+    return found
 
 
 def local(stage: Stage, of: Pipeline) -> Iterator[str]:
-    """The inputs of `stage` that are the user's files: neither URLs nor other stages' outputs."""
-    for text in stage.inputs:
+    """The inputs of `stage` that are the user's files: neither URLs nor other stages' outputs.
+
+    Its `venv` is one of them.
+    """
+    for text in [*stage.inputs, *([stage.venv] if stage.venv else [])]:
         if not is_url(text) and split_input(text)[0] not in of.stages:
             yield text
 

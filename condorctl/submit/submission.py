@@ -7,7 +7,7 @@ import getpass
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +39,12 @@ def submit(
     settings: Mapping[str, str],
     site: str | None = None,
     wish: reuse.Wish | None = None,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> Submitted:
     """Submit the pipeline `name` with its parameters set, without the stages that need not run.
 
-    `wish` says which those are: by default all that have not changed. Raises UserError when the
+    `wish` says which those are: by default all that have not changed. `tell` gets a line before
+    what takes long. Raises UserError when the
     spec, a template or a file is wrong, or the schedd does not answer; then there is neither a
     folder nor an entry of the run.
     """
@@ -53,7 +55,7 @@ def submit(
     runs = paths.runs()
     with drafts.new(runs) as draft:
         # Files are copied and hashed while nobody waits for the ledger.
-        taken = snapshot.take(ledger, pipeline, draft)
+        taken = snapshot.take(ledger, pipeline, draft, tell)
         texts = {
             stage.name: render.submit_file(pipeline, stage, pipeline.name, python())
             for stage in pipeline.stages.values()
@@ -71,10 +73,10 @@ def submit(
         with ledger.session() as session:
             run = _entry(session, pipeline, runs, schedd)
             run.provenance = {**origin, "why": plan.why}
-            for stage in run.stages:
-                stage.fingerprint = prints[stage.name]
-                if stage.name in plan.taken:
-                    stage.source = session.get_one(Stage, plan.taken[stage.name].origin)
+            for entry in run.stages:
+                entry.fingerprint = prints[entry.name]
+                if entry.name in plan.taken:
+                    entry.source = session.get_one(Stage, plan.taken[entry.name].origin)
             session.add(run)
             session.flush()
             inputs = spool.places(taken, draft) if run.spooled else taken.finals(run.path)

@@ -16,15 +16,15 @@ from condorctl.condor.submit_language import Quoted
 from condorctl.errors import UserError
 from condorctl.ledger import Ledger
 from condorctl.spec import image as images
-from condorctl.spec.pipeline import Pipeline, Stage
+from condorctl.spec.pipeline import Defaults, Pipeline, Stage
 from condorctl.submit import content, snapshot
 
 _IMAGE = re.compile(r"^[ \t]*(?:docker|container)_image[ \t]*=[ \t]*(.*?)[ \t]*$", re.I | re.M)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-def lines(stage: Stage) -> Quoted:
-    """The submit file's lines on the universe and the image."""
+def lines(stage: Defaults) -> Quoted:
+    """The submit file's lines on the universe and the image, of a stage or as a site has them."""
     found = {"universe": stage.universe, **_image(stage)}
     texts = {name: submit_language.plain(text, "image") for name, text in found.items()}
     return Quoted("".join(f"{name:<23} = {text}\n" for name, text in texts.items()))
@@ -33,8 +33,11 @@ def lines(stage: Stage) -> Quoted:
 def python(pipeline: Pipeline, stage: Stage, here: Sequence[str]) -> list[str]:
     """What ``python`` at the head of the stage's command is: in an image, the image's own.
 
-    `here` is what it is on a node of a pool whose site does not say.
+    That of its `venv` is on PATH (stage.sh). `here` is what it is on a node of a pool whose site
+    does not say.
     """
+    if stage.venv:
+        return ["python"]
     if stage.universe != "vanilla":
         return ["python3"]
     return list((pipeline.site.python if pipeline.site else None) or here)
@@ -76,7 +79,7 @@ def _digest(ledger: Ledger, image: str) -> str | None:
     return None
 
 
-def _image(stage: Stage) -> dict[str, str]:
+def _image(stage: Defaults) -> dict[str, str]:
     if stage.universe == "vanilla":
         return {}
     image = images.parse(stage.image)

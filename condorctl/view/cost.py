@@ -64,6 +64,9 @@ class Cost:
     # Of the jobs whose use is known: what they used, and what they had.
     used_cpu_s: float = 0.0
     used_of_cpu_s: float = 0.0
+    used_gpu_s: float = 0.0
+    used_of_gpu_s: float = 0.0
+    gpu_memory_peak_mb: float | None = None
     memory_peak_mb: float | None = None
     memory_request_mb: float | None = None
 
@@ -74,12 +77,13 @@ class Cost:
             self.gpu_s[kind] += other.gpu_s[kind]
         for name in (
             "saved_cpu_s", "saved_gpu_s", "on_machines_s", "queue_s", "held_s", "used_cpu_s",
-            "used_of_cpu_s",
+            "used_of_cpu_s", "used_gpu_s", "used_of_gpu_s",
         ):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.first_start = _known(min, self.first_start, other.first_start)
         self.last_end = _known(max, self.last_end, other.last_end)
         self.memory_peak_mb = _known(max, self.memory_peak_mb, other.memory_peak_mb)
+        self.gpu_memory_peak_mb = _known(max, self.gpu_memory_peak_mb, other.gpu_memory_peak_mb)
         self.memory_request_mb = _known(max, self.memory_request_mb, other.memory_request_mb)
 
     def as_json(self) -> Json:
@@ -87,12 +91,15 @@ class Cost:
 
         `wall_s` is the time from the first start to the last end, `on_machines_s` the sum over all
         executions, `queue_s` and `held_s` the sums over all jobs of their time in these states.
-        `cpu_efficiency` is the CPU time that the ended jobs used, by that which they had.
+        `cpu_efficiency` is the CPU time that the ended jobs used, by that which they had;
+        `gpu_efficiency` is how much of their time GPUs were busy in the jobs that tell it,
+        `gpu_memory_peak_mb` the most memory that one of them had in use.
         """
         wall = None
         if self.first_start is not None and self.last_end is not None:
             wall = round(self.last_end - self.first_start, 1)
         used = self.used_cpu_s / self.used_of_cpu_s if self.used_of_cpu_s else None
+        busy = self.used_gpu_s / self.used_of_gpu_s if self.used_of_gpu_s else None
         return {
             "cpu_h": _hours(self.cpu_s),
             "gpu_h": _hours(self.gpu_s),
@@ -105,6 +112,8 @@ class Cost:
             "queue_s": round(self.queue_s, 1),
             "held_s": round(self.held_s, 1),
             "cpu_efficiency": None if used is None else round(used, 4),
+            "gpu_efficiency": None if busy is None else round(busy, 4),
+            "gpu_memory_peak_mb": self.gpu_memory_peak_mb,
             "memory_peak_mb": self.memory_peak_mb,
             "memory_request_mb": self.memory_request_mb,
         }
@@ -185,6 +194,14 @@ def _add_process(
         if isinstance(used, int | float) and job.finished and had:
             found.used_cpu_s += used
             found.used_of_cpu_s += sum(e.end - e.start for e in had) * _slot(job, request)[0]
+        busy = (job.usage or {}).get("gpu_busy")
+        if isinstance(busy, int | float) and job.finished and had:
+            # It is told of the last time on a machine alone.
+            gpu_s = (had[-1].end - had[-1].start) * _slot(job, request)[1]
+            found.used_gpu_s += busy * gpu_s
+            found.used_of_gpu_s += gpu_s
+        if isinstance(peak := (job.usage or {}).get("gpu_memory_mb"), int | float):
+            found.gpu_memory_peak_mb = _known(max, found.gpu_memory_peak_mb, float(peak))
         memory = (job.usage or {}).get("memory_mb")
         if isinstance(memory, int | float):
             found.memory_peak_mb = _known(max, found.memory_peak_mb, float(memory))

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from condorctl.ledger import gpus
 from condorctl.view.screen import COLOURS, plain_grid, text
 from condorctl.view.status import age, duration, size
 
@@ -105,6 +106,9 @@ def costs(found: Json) -> list[RenderableType]:
     if alone and folded:
         note += "; --json has each stage"
     parts.append(Text(note, style="dim"))
+    for label, row in [(s["stage"], s) for s in alone["stages"]] if alone else []:
+        if hint := gpus.hint({"gpu_busy": row["gpu_efficiency"]}):
+            parts.append(Text(f"{label}: {hint}", style="yellow"))
     return parts
 
 
@@ -119,12 +123,13 @@ def _cost_grid(first: str, rows: Sequence[tuple[str, Json]]) -> Table:
     for _, unit in units:
         for heading in [unit, *kinds]:
             grid.add_column(heading, justify="right")
-    for heading in ("saved", "wall", "summed", "queue", "CPU used", "memory"):
+    use = ["CPU used", "GPU used"] if with_gpus else ["CPU used"]
+    for heading in ("saved", "wall", "summed", "queue", *use, "memory"):
         grid.add_column(heading, justify="right")
     for label, row in rows:
         saved = row["saved"]["gpu_h" if with_gpus else "cpu_h"]
-        efficiency, peak = row["cpu_efficiency"], row["memory_peak_mb"]
-        request = row["memory_request_mb"]
+        peak, request = row["memory_peak_mb"], row["memory_request_mb"]
+        used = [row["cpu_efficiency"], row["gpu_efficiency"]][: len(use)]
         grid.add_row(
             text(label),
             *(_hours(row[key][kind]) for key, _ in units for kind in ("total", *kinds)),
@@ -132,7 +137,7 @@ def _cost_grid(first: str, rows: Sequence[tuple[str, Json]]) -> Table:
             "" if row["wall_s"] is None else duration(row["wall_s"]),
             duration(row["on_machines_s"]),
             duration(row["queue_s"]),
-            "" if efficiency is None else f"{100 * efficiency:.0f} %",
+            *("" if share is None else f"{100 * share:.0f} %" for share in used),
             "" if peak is None else f"{peak:.0f}{f'/{request:.0f}' if request else ''} MB",
         )
     return grid

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from condorctl.errors import printable
-from condorctl.ledger import Stage, find
+from condorctl.ledger import Stage, find, gpus
 from condorctl.view.compare import section
 from condorctl.view.status import size
 
@@ -20,8 +20,8 @@ def show(session: Session, name: str | None) -> Json:
 
     The keys of `provenance`, and `run`, `pipeline`, `run_folder`, `submitted`, `state`, `cleaned`;
     `resumes` (time, dag: the DAGMan before) if there were any; `stages`: `stage`, `command`,
-    `why`, `reused_from`, `job`, `exit_code`, `machine`, `fingerprint` and `outputs` (path, bytes,
-    sha256).
+    `why`, `reused_from`, `job`, `exit_code`, `machine` (its `gpus`: name, memory_mb,
+    capability, cuda), `usage`, `fingerprint` and `outputs` (path, bytes, sha256).
     """
     run = find.run(session, name)
     origin = dict(run.provenance)
@@ -50,6 +50,7 @@ def _stage(stage: Stage, why: str | None) -> Json:
         "job": job.id_text if job else None,
         "exit_code": job.exit_code if job else None,
         "machine": job.machine if job else {},
+        "usage": job.usage if job else {},
         "fingerprint": stage.fingerprint,
         "outputs": [
             {"path": one.path, "bytes": one.bytes, "sha256": one.sha256}
@@ -117,12 +118,11 @@ def _stage_rows(stage: Json) -> list[str]:
         rows.append(stage["why"])
     machine = stage["machine"]
     if stage["job"]:
-        gpus = [f"{gpu['name']} ({gpu['memory_mb']} MB)" for gpu in machine.get("gpus", [])]
-        driver = f"driver {machine['driver']}" if gpus else ""
-        parts = [machine.get("host"), machine.get("kernel"), *gpus, driver]
+        parts = [machine.get("host"), machine.get("kernel"), *gpus.words(machine)]
         code = stage["exit_code"]
         ended = f", exit code {code}" if code is not None else ""
         rows.append(f"job {stage['job']}{ended}: {', '.join(filter(None, parts)) or 'no record'}")
+        rows += filter(None, [gpus.use_in_words(stage["usage"]), gpus.hint(stage["usage"])])
     shown = stage["outputs"][:10]
     rows += [f"{one['path']}: {size(one['bytes'])}, sha256 {one['sha256'][:12]}" for one in shown]
     if len(stage["outputs"]) > len(shown):

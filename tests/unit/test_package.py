@@ -65,6 +65,15 @@ def test_the_users_own_files_win_over_the_wheels(installed: Path, project: Path)
     assert (dag.parent / "mine" / "stage.sub").read_text() == "executable = mine\nqueue\n"
 
 
+def test_a_wheel_has_the_sites_and_what_runs_in_jobs(installed: Path, project: Path) -> None:
+    code = "from condorctl.spec import site; print(*site.known())"
+    assert {"chtc", "ospool", "cern", "naf", "saarland", "personal"} <= set(
+        python(installed, code).split()
+    )
+    for name in ("stage.sh", "gpus.sh", "venv.sh"):
+        assert (installed / "condorctl" / name).is_file()
+
+
 def test_help_waits_for_no_heavy_import(installed: Path, project: Path) -> None:
     code = (
         "from condorctl.cli import app\n"

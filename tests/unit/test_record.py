@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from condorctl import job
-from condorctl.ledger import Job, Run, Stage, record
+from condorctl.ledger import Job, Run, Stage, gpus, record
 
 STAGE = Path(job.__file__).parents[1] / "stage.sh"
 SHA = "a" * 64
@@ -113,3 +113,52 @@ def test_an_exit_code_is_believed_only_where_one_stands_for_others(project: Path
         assert ended.exit_code == expected
         assert ended.machine == {"host": "h"}
         assert [(o.path, o.bytes, o.sha256) for o in ended.written] == [("x", 3, SHA)]
+
+
+def test_htcondors_word_on_gpus_is_joined_with_the_jobs_own(project: Path) -> None:
+    slot = {
+        "Cpus": 1,
+        "AvailableGPUs": ["x"],
+        "GPUs_GPU_a": {"DeviceName": "A100", "GlobalMemoryMb": 40000, "Capability": 8.0,
+                       "DriverVersion": 12.2},
+        "GPUs_GPU_b": {"devicename": "A100", "GLOBALMEMORYMB": "much"},
+        "GPUs_Capability": 8.0,
+    }  # fmt: skip
+    devices = gpus.given(slot)
+    assert devices == [
+        {"name": "A100", "memory_mb": 40000, "capability": 8.0, "cuda": 12.2},
+        {"name": "A100"},
+    ]
+    seen = {"driver": "535.1", "gpus": [{"name": "NVIDIA A100", "memory_mb": 40960}] * 2}
+    both = gpus.joined(seen, {"gpus": devices})
+    assert both["gpus"][0] == {**devices[0], "name": "NVIDIA A100", "memory_mb": 40960}
+    assert gpus.words(both)[::2] == [
+        "NVIDIA A100 (40960 MB, capability 8.0, CUDA 12.2)", "driver 535.1"
+    ]  # fmt: skip
+    assert gpus.joined({"host": "n"}, {}) == {"host": "n"}
+
+
+def test_the_use_of_gpus_is_a_share_and_a_hint_when_it_is_small() -> None:
+    # The names as HTCondor's own events spell them.
+    told = gpus.used({"GPUsUsage": 0.9, "GpusMemoryUsage": 2048}, 2)
+    assert told == {"gpu_busy": 0.45, "gpu_memory_mb": 2048}
+    assert gpus.used({"GPUsUsage": 0.9}, 0) == gpus.used({}, 1) == {}
+    assert gpus.use_in_words(told) == "GPU 45 % busy, at most 2.0 GB of its memory used"
+    assert gpus.use_in_words(None) is gpus.hint(None) is gpus.hint(told) is None
+    assert "the GPU waited 80 % of the time" in str(gpus.hint({"gpu_busy": 0.2}))
+
+
+def test_gpus_are_looked_at_while_a_command_runs(project: Path, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\necho '0, GPU-aaaaaa, 80, 100'\necho '1, GPU-bbbbbb, 20, 300'\n"
+        "echo '2, GPU-cccccc, [N/A], 900'\n"
+    )
+    program.chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    for devices, line in (("0,1,2", "3 50 300"), ("GPU-bbbb", "3 20 300"), ("1", "3 20 300")):
+        words = ["timeout", "3.9", "/bin/sh", str(STAGE.with_name("gpus.sh")), devices, "use"]
+        subprocess.run(words, env={"PATH": path})
+        assert Path("use").read_text() == f"{line}\n"
+    Path("_condorctl_job").write_text("condorctl-job 1\nexit 0\nuse 3 50 300\nfiles\n")
+    assert record.load(Path("_condorctl_job")).use == {"gpu_busy": 0.5, "gpu_memory_mb": 300}

@@ -48,3 +48,33 @@ def test_memory_is_counted_in_mb_and_disk_in_kb() -> None:
     assert "  retry_request_memory = 2048 MB, 3072 MB\n" in text
     assert "  retry_request_disk = 1536 KB\n" in text
     assert text.count("HoldReasonSubCode == 102") == text.count("HoldReasonSubCode == 104") == 1
+
+
+def gpus(**keys: object) -> list[str]:
+    stage = Stage.model_validate({"name": "s", "command": ["x"], **keys})
+    lines = requests.lines(None, stage)
+    return [" ".join(line.split()) for name in ("gpus", "requirements") for line in
+            lines[name].splitlines()]  # fmt: skip
+
+
+def test_gpus_are_asked_for_with_what_each_must_have() -> None:
+    assert gpus() == gpus(request_gpus=0, gpus_minimum_memory="8 GB") == []
+    found = gpus(request_gpus=2, gpus_minimum_memory="8.5 GB", gpus_minimum_capability=8)
+    assert found == [
+        "request_gpus = 2",
+        "gpus_minimum_memory = 8704",
+        "gpus_minimum_capability = 8.0",
+    ]
+
+
+def test_a_job_that_may_do_without_asks_by_its_age_and_takes_any_slot_then() -> None:
+    lines = gpus(request_gpus=1, cpu_after="2 h", gpus_minimum_memory="8 GB", requirements="Mine")
+    assert lines[:2] == [
+        "MY.CondorctlCpuAfter = 7200",
+        "request_gpus = time() - QDate < MY.CondorctlCpuAfter ? 1 : 0",
+    ]
+    some = "TARGET.GPUs >= RequestGPUs"
+    count = "countMatches(MY.RequireGPUs, TARGET.AvailableGPUs) >= RequestGPUs"
+    none = "TARGET.PartitionableSlot =?= true || (TARGET.GPUs ?: 0) == 0"
+    both = f"RequestGPUs == 0 ? ({none}) : ({some} && {count})"
+    assert lines[-1] == f"requirements = (Mine) && ({both})"

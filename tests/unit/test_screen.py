@@ -130,8 +130,8 @@ def test_costs_have_a_column_for_what_there_is() -> None:
         | {"repeated": 0.5, "total": 0.5},
         "gpu_h": dict.fromkeys(["useful", "repeated", "wasted", "open", "suspended", "total"], 0.0),
         "saved": {"cpu_h": 2.0, "gpu_h": 0.0}, "wall_s": 60.0, "on_machines_s": 90.0,
-        "queue_s": 5.0, "held_s": 0.0, "cpu_efficiency": 0.5, "memory_peak_mb": 300.0,
-        "memory_request_mb": 2048.0,
+        "queue_s": 5.0, "held_s": 0.0, "cpu_efficiency": 0.5, "gpu_efficiency": None,
+        "memory_peak_mb": 300.0, "memory_request_mb": 2048.0,
     }  # fmt: skip
     one = {"run": "p-1", "stages": [{"stage": "a", "reused_from": "p-0/a", **row}], **row}
     console = Console(width=160, file=io.StringIO())

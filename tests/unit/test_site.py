@@ -182,14 +182,12 @@ def test_a_wrong_profile_is_one_line_with_its_file_and_key(
 def test_the_commands_list_and_show_and_name_a_wrong_one(
     sites: Path, project: Path, condorctl: Condorctl
 ) -> None:
-    assert "no profile NAME.yaml in" in condorctl("site", "list").stdout
     (sites / "lab.yaml").write_text(GOOD)
     (sites / "bad.yaml").write_text("a: 1")
     listed = json.loads(condorctl("site", "list", "--json").stdout)["sites"]
-    assert [(s["name"], s["description"]) for s in listed] == [
-        ("bad", ""), ("lab", "the department's pool"),
-    ]  # fmt: skip
-    assert "bad.yaml:1: a: unknown key" in listed[0]["problem"]
+    found = {s["name"]: s for s in listed}
+    assert found["lab"]["description"] == "the department's pool" and "ospool" in found
+    assert "bad.yaml:1: a: unknown key" in found["bad"]["problem"]
     assert "lab  the department's pool" in condorctl("site", "list").stdout
     assert "accounting_group_user: ada" in condorctl("site", "show", "lab").stdout
     shown = json.loads(condorctl("site", "show", "lab", "--json").stdout)
@@ -205,3 +203,45 @@ def test_the_commands_list_and_show_and_name_a_wrong_one(
     rendered = condorctl("render", "p", "-o", "out", "--site", "lab")
     assert rendered.returncode == 0, rendered
     assert (project / "out" / "site.yaml").read_text() == GOOD
+
+
+GPUS = "stages: {s: {command: [x], request_gpus: 1}}"
+
+
+def test_what_a_site_says_of_gpus_is_for_stages_that_ask_for_some(
+    project: Path, sites: Path
+) -> None:
+    (sites / "lab.yaml").write_text(
+        "gpu_submit: {+WantGPULab: true}\ndefaults: {gpus_minimum_memory: 8 GB}\n"
+    )
+    without, with_some = submit_file(project, STAGE, "lab"), submit_file(project, GPUS, "lab")
+    for line in ("+WantGPULab = true", "gpus_minimum_memory     = 8192"):
+        assert line not in without and line in with_some, with_some
+
+
+@pytest.mark.parametrize("name", ["personal", "chtc", "ospool", "cern", "naf", "saarland"])
+def test_the_profiles_that_come_along_are_good_and_say_where_each_line_is_from(
+    name: str, project: Path, sites: Path
+) -> None:
+    profile = site.load(name, "test")
+    assert profile.description
+    image = ", image: example.org/i:1" if profile.defaults.universe != "vanilla" else ""
+    submit_file(project, GPUS.replace("1}}", f"1{image}}}}}"), name)
+    source = False
+    for line in Path(profile.file).read_text().splitlines():
+        if line.startswith("  ") and not line.lstrip().startswith("#"):
+            assert source or name == "saarland", line
+        source = line.lstrip().startswith("#") or (source and line.startswith("  "))
+
+
+def test_what_was_learnt_of_a_site_is_read_back_and_rubbish_is_nothing(
+    project: Path, sites: Path
+) -> None:
+    file = site.learnt_file("lab")
+    assert site.learnt("lab") is None
+    file.parent.mkdir(parents=True)
+    for rubbish in ("", "[]", "{"):
+        file.write_text(rubbish)
+        assert site.learnt("lab") is None
+    file.write_text('{"ok": true}')
+    assert site.learnt("lab") == {"ok": True}

@@ -407,3 +407,35 @@ def test_any_tree_is_a_pipeline_or_a_user_error(project: Path, tree: dict[str, o
         assert "\n" not in str(error)
     else:
         assert sorted(pipeline.order()) == sorted(pipeline.stages)
+
+
+def test_what_is_said_of_gpus_does_nothing_without_their_number(project: Path) -> None:
+    for key in ("gpus_minimum_memory: 8 GB", "gpus_minimum_capability: 8.0", "cpu_after: 2 h"):
+        with pytest.raises(UserError) as refused:
+            load(project, f"stages:\n  a:\n    command: [x]\n    {key}\n")
+        name = key.partition(":")[0]
+        assert str(refused.value) == (
+            f"{project}/jobs/p.yaml:4: stages.a.{name}: does nothing without request_gpus: "
+            "say how many, such as request_gpus: 1"
+        )
+    # A parameter that switches them off is a number, too.
+    spec = "stages: {a: {command: [x], request_gpus: 0, gpus_minimum_memory: 8 GB}}"
+    assert load(project, spec).stages["a"].request_gpus == 0
+
+
+def test_an_environment_is_a_folder_a_file_or_a_url(project: Path) -> None:
+    (project / "folder").mkdir()
+    (project / "env.pex").touch()
+    (project / "env.tar").touch()
+    for good in ("env.pex", "https://example.org/env.pex", "osdf:///pool/env.pex"):
+        spec = f"stages: {{a: {{command: [x], venv: '{good}'}}}}"
+        assert load(project, spec).stages["a"].venv == good
+    for bad, why in (
+        ("nowhere", "there is no 'nowhere' here"),
+        ("folder", "neither a virtual environment nor a .pex file"),
+        ("env.tar", "neither a virtual environment nor a .pex file"),
+        ("https://example.org/env.tar", "must end in .pex"),
+    ):
+        with pytest.raises(UserError, match=why) as refused:
+            load(project, f"stages:\n  a: {{command: [x], venv: '{bad}'}}\n")
+        assert "jobs/p.yaml:2: stages.a.venv: " in str(refused.value)
