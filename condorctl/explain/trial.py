@@ -36,7 +36,7 @@ def test(name: str | None, seconds: float, progress: Callable[[str, int, int], N
         raise UserError(f"site test: name a profile: there is {known}; `personal` asks for nothing")
     site = profiles.load(name, "site test")
     pool.activate()
-    _, schedd, location = cluster.connection()
+    _, _, location = cluster.connection()
     deadline = time.monotonic() + seconds
     found: list[Finding] = []
     for what, part in (("a job", _job), ("a GPU", _gpu), ("a container", _container)):
