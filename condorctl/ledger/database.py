@@ -33,6 +33,9 @@ _BUSY_S = 60
 # long: nobody else gets at the ledger meanwhile.
 _ABANDONED_S = 120
 
+# Rows that one query asks for by name: below what either database takes as parameters.
+MOST_AT_ONCE = 5000
+
 # Advisory locks are one name space for all of a database's users; a schema may hold a ledger each.
 _LOCK = "pg_advisory_xact_lock(hashtextextended('condorctl ledger ' || current_schema(), 0))"
 _POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")

@@ -9,76 +9,38 @@ and the schedd's history do (`ads`).
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import delete, insert, or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from condorctl.condor import cluster, dagman
-from condorctl.job import METRICS_FILE, check_result
-from condorctl.job.folder import FOLDER, Folder
-from condorctl.ledger import (
-    Checkpoint,
-    Job,
-    JobState,
-    Ledger,
-    LogPosition,
-    Metric,
-    Result,
-    Run,
-    Stage,
-    ads,
-    gpus,
-    progress,
-    runfile,
-    sharing,
+from condorctl.ledger import Job, Ledger, LogPosition, Run, Stage, ads, leavings, runfile, sharing
+from condorctl.ledger.database import MOST_AT_ONCE
+from condorctl.ledger.job_events import (
+    ABORTED,
+    HELD,
+    STATES,
+    SUBMIT,
+    TERMINATED,
+    Event,
+    Heard,
+    Reading,
+    apply_to_job,
+    time_of,
 )  # fmt: skip
-from condorctl.ledger.record import read as read_record
-
-# Event types, by the numbers that stand in the log.
-SUBMIT, _EXECUTE, _EVICTED, _TERMINATED, _ABORTED = 0, 1, 4, 5, 9
-_SUSPENDED, _UNSUSPENDED, _HELD, _RELEASED = 10, 11, 12, 13
-_POST_ENDED, _PRE_SKIP = 16, 34
-_DISCONNECTED, _RECONNECTED, _RECONNECT_FAILED = 22, 23, 24
-
-_STATES = {
-    SUBMIT: "idle",
-    _EXECUTE: "running",
-    _EVICTED: "idle",
-    _ABORTED: "removed",
-    _SUSPENDED: "suspended",
-    _UNSUSPENDED: "running",
-    _HELD: "held",
-    _RELEASED: "idle",
-    _DISCONNECTED: "disconnected",
-    _RECONNECTED: "running",
-    _RECONNECT_FAILED: "idle",
-}
 
 _LINGER_S = 3600
 
-# DAGMan tells of nodes without a job as of jobs in this cluster.
-_NO_CLUSTER = 0
 # Bytes: of a log with more news than that only so many are read in one transaction, because nobody
 # else gets at the ledger meanwhile. Two thousand events, half a second.
 _BATCH = 1 << 19
-# Rows that one query asks for by name: below what either database takes as parameters.
-_MOST_AT_ONCE = 5000
 _PRE_FAILED = re.compile(rb"PRE Script of node (?P<node>\S+) failed", re.IGNORECASE)
-_CPU_TIME = re.compile(r"(\d+) (\d+):(\d+):(\d+)")
-
-Event = dict[str, Any]
-Json = dict[str, Any]
-# Progress and usage of jobs by cluster and process.
-Heard = Mapping[tuple[int, int], tuple[Json | None, Json | None]]
 
 
 @dataclass(frozen=True)
@@ -127,7 +89,7 @@ def _sync(ledger: Ledger, damaged: list[str]) -> str | None:
         for run in session.scalars(select(Run).where(Run.id.in_(told.runs))):
             before, run.seen = run.seen or run.submitted, told.time
             for job, ad in ads.apply(session, run, told):
-                _apply_chirp(job, ad)
+                leavings.hear(job, ad)
             if not run.finished and run.id in (told.gone.keys() | told.unsent.keys()):
                 # It may have ended between the look at its logs and the question.
                 with suppress(cluster.DamagedLog):
@@ -199,7 +161,7 @@ def read_again(session: Session, run: Run, aside: Sequence[Path], heard: Heard) 
             session.flush()
     for event in _new_events(session, Path(f"{run.dag_file}.dagman.log")):
         _apply_to_run(session, run, event)
-    reading = _Reading(session, run, heard)
+    reading = Reading(session, run, heard)
     try:
         for path in aside:
             start = LogPosition(path=str(path), inode=0, offset=0)
@@ -214,15 +176,15 @@ def read_again(session: Session, run: Run, aside: Sequence[Path], heard: Heard) 
         _conclude(session, run)
 
 
-def _apply_all(reading: _Reading, events: Iterator[Event]) -> None:
+def _apply_all(reading: Reading, events: Iterator[Event]) -> None:
     for chunk in _in_chunks(events):
         reading.expect(chunk)
         for event in chunk:
-            _apply_to_job(reading, event)
+            apply_to_job(reading, event)
 
 
 def _read_nodes_log(session: Session, run: Run, log: Path, most: int | None = None) -> None:
-    reading = _Reading(session, run)
+    reading = Reading(session, run)
     try:
         _apply_all(reading, _new_events(session, log, most=most))
         if run.kind == "dag":
@@ -237,7 +199,7 @@ def _in_chunks(events: Iterator[Event]) -> Iterator[list[Event]]:
     try:
         for event in events:
             chunk.append(event)
-            if len(chunk) >= _MOST_AT_ONCE:
+            if len(chunk) >= MOST_AT_ONCE:
                 yield chunk
                 chunk = []
     except cluster.DamagedLog:
@@ -250,14 +212,14 @@ def _read_job_logs(session: Session, run: Run) -> None:
     jobs = select(Job.log, Job.cluster).join(Stage).where(Stage.run_id == run.id).distinct()
     rows = list(session.execute(jobs))
     numbers = {number for _, number in rows}
-    reading = _Reading(session, run)
+    reading = Reading(session, run)
     for log in sorted({log for log, _ in rows if log}):
         # Jobs of many runs may share one log, and each run reads it for itself.
         for chunk in _in_chunks(_new_events(session, Path(log), f"{log}#{run.id}")):
             ours = [event for event in chunk if event.get("Cluster") in numbers]
             reading.expect(ours)
             for event in ours:
-                _apply_to_job(reading, event)
+                apply_to_job(reading, event)
     ads.conclude(session, run)
 
 
@@ -304,7 +266,7 @@ def _last_error(path: Path) -> str:
     return f"see {path}"
 
 
-def _read_failed_scripts(reading: _Reading) -> None:
+def _read_failed_scripts(reading: Reading) -> None:
     """Nodes whose PRE script has failed: no job and no event tells, only DAGMan's own words."""
     path = Path(f"{reading.run.dag_file}.dagman.out")
     position = _position(reading.session, path, str(path))
@@ -360,7 +322,7 @@ def _new_events(
         return
     start = before = position.offset
     for event in cluster.read_events(path, position):
-        if until_end and event["EventTypeNumber"] in (_TERMINATED, _ABORTED):
+        if until_end and event["EventTypeNumber"] in (TERMINATED, ABORTED):
             position.offset = before
             return
         before = position.offset
@@ -380,18 +342,18 @@ def _apply_to_run(session: Session, run: Run, event: Event) -> None:
         run.cluster = number
     elif run.kind == "dag" and run.cluster != int(event["Cluster"]):
         return
-    if kind == _TERMINATED:
+    if kind == TERMINATED:
         code = event.get("ReturnValue")
         run.exit_code = None if code is None else int(code)
         run.state = "done" if code == 0 else "failed"
         run.finished = when
-    elif kind in _STATES:
-        run.state = _STATES[kind]
-        run.finished = when if kind == _ABORTED else None
+    elif kind in STATES:
+        run.state = STATES[kind]
+        run.finished = when if kind == ABORTED else None
     if run.kind != "pipeline":
         run.unkept += 1
-    if kind in _STATES or kind == _TERMINATED:
-        run.problem = str(event.get("HoldReason", "")) if kind == _HELD else None
+    if kind in STATES or kind == TERMINATED:
+        run.problem = str(event.get("HoldReason", "")) if kind == HELD else None
 
 
 def _begin_again(session: Session, run: Run, number: int, when: float) -> None:
@@ -407,303 +369,3 @@ def _begin_again(session: Session, run: Run, number: int, when: float) -> None:
         stage.outcome = stage.outcome if stage.outcome == "done" else None
     if position := session.get(LogPosition, f"{run.dag_file}.nodes.log"):
         position.offset = 0
-
-
-class _Reading:
-    """The stages and jobs that a log of `run` tells of, and what is to be read when it is read.
-
-    They are loaded for many events at once: a query an event would take minutes for a DAG of ten
-    thousand nodes.
-    """
-
-    def __init__(self, session: Session, run: Run, heard: Heard | None = None) -> None:
-        self.session, self.run, self._heard = session, run, heard or {}
-        self._stages: dict[str, Stage] = {}
-        self._clusters: dict[int, Stage] = {}
-        self._jobs: dict[tuple[int, int], Job] = {}
-        # Jobs of other runs: a folder that was copied brings its logs along.
-        self._others: set[tuple[int, int, float]] = set()
-        # The nodes whose stand-ins for a job were seen.
-        self.without_job: dict[tuple[int, ...], Stage] = {}
-        # Jobs of which the log has told the end, each once, in that order.
-        self.ended: dict[Job, None] = {}
-
-    def expect(self, events: Sequence[Event]) -> None:
-        """Load what these events are about."""
-        names = {name for event in events if (name := cluster.node_name(event))}
-        numbers = {int(event["Cluster"]) for event in events} - {_NO_CLUSTER}
-        self._load(names - self._stages.keys(), numbers - self._clusters.keys())
-
-    def _load(self, names: Collection[str], numbers: Collection[int]) -> None:
-        if not (names or numbers):
-            return
-        jobs = selectinload(Stage.jobs)
-        parts = (Job.states, Job.checkpoints, Job.written)
-        ours = select(Job.stage_id).where(Job.cluster.in_(numbers))
-        query = select(Stage).where(Stage.run_id == self.run.id)
-        query = query.where(or_(Stage.name.in_(names), Stage.id.in_(ours)))
-        for stage in self.session.scalars(query.options(*map(jobs.selectinload, parts))):
-            self._stages[stage.name] = stage
-            self._jobs.update({(job.cluster, job.proc): job for job in stage.jobs})
-            self._clusters.update({job.cluster: stage for job in stage.jobs})
-        others = select(Job.cluster, Job.proc, Job.submitted).join(Stage)
-        others = others.where(Job.schedd == self.run.schedd, Job.cluster.in_(numbers))
-        others = others.where(Stage.run_id != self.run.id)
-        self._others |= {(*row,) for row in self.session.execute(others)}
-
-    def stage(self, name: str) -> Stage | None:
-        """The stage called `name`; of a foreign DAG it is made when it was not known."""
-        if name not in self._stages and self.run.kind == "dag":
-            self._load({name}, ())
-        if name not in self._stages and self.run.kind == "dag":
-            self._stages[name] = Stage(name=name, position=len(self.run.stages), needs=[], jobs=[])
-            self.run.stages.append(self._stages[name])
-        return self._stages.get(name)
-
-    def job(self, number: int, proc: int) -> Job | None:
-        """The job of the run with that cluster and process."""
-        return self._jobs.get((number, proc))
-
-    def read_files(self) -> None:
-        """Read what the jobs that have ended left in the folders of their stages."""
-        if self.run.kind == "pipeline":
-            _read_files(self.session, self.run, list(self.ended))
-        self.ended.clear()
-
-    def stage_of(self, number: int) -> Stage | None:
-        """The stage that the cluster is of."""
-        return self._clusters.get(number)
-
-    def submitted(self, stage: Stage, number: int, proc: int, when: float) -> Job | None:
-        """A job of the stage that was not known; None if it is another run's."""
-        if (number, proc, when) in self._others:
-            return None
-        latest = stage.jobs[-1] if stage.jobs else None
-        attempt = latest.attempt + (latest.cluster != number) if latest else 1
-        progress, usage = self._heard.get((number, proc), (None, None))
-        job = Job(
-            progress=progress,
-            usage=dict(usage or {}),
-            metrics=[],
-            results=[],
-            schedd=self.run.schedd,
-            cluster=number,
-            proc=proc,
-            attempt=attempt,
-            state="idle",
-            submitted=when,
-            starts=0,
-            states=[],
-            checkpoints=[],
-            written=[],
-        )
-        stage.jobs.append(job)
-        self._jobs[number, proc] = job
-        self._clusters[number] = stage
-        return job
-
-
-def _apply_to_job(reading: _Reading, event: Event) -> None:
-    kind, when = event["EventTypeNumber"], time_of(event)
-    number, proc = int(event["Cluster"]), int(event.get("Proc", 0))
-    if kind in (_POST_ENDED, _PRE_SKIP) or number == _NO_CLUSTER:
-        _apply_to_node(reading, event)
-        return
-    if kind != _TERMINATED and kind not in _STATES:
-        return
-    job = reading.job(number, proc)
-    if job is None and kind == SUBMIT:
-        job = _submitted(reading, event, number, proc, when)
-    if job is None:
-        return
-    state, detail = _STATES.get(kind, ""), ""
-    if kind == _TERMINATED:
-        normal = bool(event.get("TerminatedNormally"))
-        code = int(event["ReturnValue"]) if normal else None
-        signal = None if normal else int(event.get("TerminatedBySignal", 0))
-        state = "completed" if code == 0 else "failed"
-        detail = f"exit code {code}" if normal else f"signal {signal}"
-    elif kind == _EXECUTE:
-        detail = _host(event)
-    elif kind in {_HELD, _ABORTED, _EVICTED}:
-        detail = str(event.get("HoldReason") or event.get("Reason") or "")
-    if any(old.state == state and old.time == when and old.detail == detail for old in job.states):
-        return
-    job.states.append(JobState(state=state, time=when, detail=detail))
-    job.state = state
-    if kind == _EXECUTE:
-        job.host, job.started, job.starts = detail, when, job.starts + 1
-        slot = event.get("ExecuteProps") or {}
-        _read_slot(job, slot)
-        job.machine = {"gpus": devices} if (devices := gpus.given(slot)) else {}
-    if kind == _TERMINATED:
-        job.exit_code, job.signal = code, signal
-        _read_slot(job, event)
-        _read_usage(job, event)
-        reading.ended[job] = None
-    if state in {"completed", "failed", "removed"}:
-        job.finished = when
-    if kind == _HELD:
-        job.hold_code = int(event.get("HoldReasonCode", 0))
-        job.hold_subcode = int(event.get("HoldReasonSubCode", 0))
-        job.hold_reason = detail
-    runfile.learnt(job)
-
-
-def _submitted(reading: _Reading, event: Event, number: int, proc: int, when: float) -> Job | None:
-    if reading.run.kind == "jobs":
-        # A process that the schedd has made of a cluster only now.
-        stage = reading.stage_of(number) if ads.takes_all(reading.run) else None
-    else:
-        name = cluster.node_name(event)
-        stage = reading.stage(name) if name else None
-    if stage is None:
-        return None
-    stage.outcome = None
-    return reading.submitted(stage, number, proc, when)
-
-
-def _apply_to_node(reading: _Reading, event: Event) -> None:
-    """An event about a node and not about a job of its: it is skipped, is no job, or is judged."""
-    kind = event["EventTypeNumber"]
-    number = tuple(int(event.get(key, 0)) for key in ("Cluster", "Proc", "Subproc"))
-    name = cluster.node_name(event)
-    stage = reading.stage(name) if name else reading.without_job.get(number)
-    if stage is None:
-        return
-    reading.without_job[number] = stage
-    if kind == _POST_ENDED:
-        good = bool(event.get("TerminatedNormally")) and event.get("ReturnValue") == 0
-        stage.outcome = "done" if good else "failed"
-    elif kind in (_PRE_SKIP, SUBMIT):
-        # What stands in for a job of a NOOP node succeeds at once.
-        stage.outcome = "done"
-
-
-def _read_slot(job: Job, told: Any) -> None:
-    """What the job's slot gave it."""
-    cpus, number = told.get("Cpus"), told.get("GPUs")
-    job.cpus = cpus if isinstance(cpus, int) else job.cpus
-    job.gpus = number if isinstance(number, int) else job.gpus
-
-
-def _read_usage(job: Job, event: Event) -> None:
-    usage = {**(job.usage or {}), **gpus.used(event, job.gpus)}
-    for name, key in (("memory_mb", "MemoryUsage"), ("disk_kb", "DiskUsage")):
-        if isinstance(value := event.get(key), int | float):
-            usage[name] = value
-    parts = _CPU_TIME.findall(str(event.get("TotalRemoteUsage", "")))
-    if parts:
-        usage["cpu_s"] = sum(
-            ((int(days) * 24 + int(hours)) * 60 + int(minutes)) * 60 + int(seconds)
-            for days, hours, minutes, seconds in parts
-        )
-    job.usage = usage
-
-
-def _apply_chirp(job: Job, ad: cluster.Ad) -> None:
-    """What a job that has not ended says of itself."""
-    job.progress = progress.heard(job, _record(ad.get("ChirpProgress"))) or job.progress
-    _add_checkpoint(job, _record(ad.get("ChirpCheckpoint")), f"job's sandbox on {job.host}")
-
-
-def _read_files(session: Session, run: Run, jobs: Sequence[Job]) -> None:
-    """What each of these jobs, which have ended, left in the folder of its stage."""
-    session.flush()  # rows refer to the jobs'
-    metrics: list[Json] = []
-    results: list[Json] = []
-    for job in jobs:
-        if job.attempt == job.stage.jobs[-1].attempt:
-            # A later attempt would have written over it.
-            _read_metrics(run.path / job.stage.name, job, metrics, results)
-        read_record(job)
-        if job.state == "completed":
-            # A stage that is done goes on from nowhere, and its checkpoints may be large.
-            with suppress(OSError):
-                Folder(job.stage.folder / FOLDER).empty()
-    for table, rows in ((Metric, metrics), (Result, results)):
-        told = [row["job_id"] for row in rows]
-        for start in range(0, len(told), _MOST_AT_ONCE):
-            # An end that is told twice, as by a schedd that was killed, counts once.
-            again = set(told[start : start + _MOST_AT_ONCE])
-            session.execute(delete(table).where(table.job_id.in_(again)))
-        if rows:
-            session.execute(insert(table), rows)
-
-
-def _read_metrics(folder: Path, job: Job, metrics: list[Json], results: list[Json]) -> None:
-    """The rows in the job's ``metrics.jsonl`` are added; lines that are none are passed."""
-    try:
-        lines = (folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return
-    mine: dict[tuple[int, str], Json] = {}
-    position = 0
-    records = [_record(line) for line in lines]
-    job.progress = progress.ended(job, (r for r in records if r.get("kind") == "progress"))
-    for record in records:
-        kind = record.get("kind")
-        if kind == "progress" and (told := progress.parse(record)):
-            epoch, when = told["epoch"], told["time"]
-            for name, value in told["metrics"].items():
-                # An evicted job may have done an epoch twice: the later line counts.
-                row = {"job_id": job.id, "epoch": epoch, "name": name, "value": value}
-                mine[epoch, name] = {**row, "time": when}
-        elif kind == "checkpoint":
-            _add_checkpoint(job, record, str(folder / str(record.get("path"))))
-        elif kind == "result" and isinstance(values := record.get("values"), dict):
-            with suppress(ValueError):
-                check_result(values)
-                results.append({"job_id": job.id, "position": position, "values": values})
-                position += 1
-    metrics += mine.values()
-
-
-def _add_checkpoint(job: Job, record: Event, place: str) -> None:
-    path, sha256 = record.get("path"), record.get("sha256")
-    epoch, size = record.get("epoch"), record.get("bytes")
-    if not (isinstance(path, str) and isinstance(sha256, str)):
-        return
-    if not (progress.is_count(epoch) and progress.is_count(size)):
-        return
-    same_path = [old for old in job.checkpoints if _slot(old.path) == _slot(path)]
-    known = next((old for old in same_path if old.sha256 == sha256), None)
-    if known is None:
-        known = Checkpoint(path=path, epoch=epoch, bytes=size, sha256=sha256)
-        job.checkpoints.append(known)
-    if all(old.epoch <= known.epoch for old in same_path):
-        for old in same_path:
-            old.place = None
-        known.place = place
-
-
-def _slot(path: str) -> str:
-    """What a later checkpoint takes the place of: its own path, or all that a job goes on from."""
-    return FOLDER if path.startswith(f"{FOLDER}/") else path
-
-
-def _record(text: object) -> Event:
-    """The JSON object in `text`, empty when there is none: a job may write what it likes."""
-    try:
-        value = json.loads(text, parse_constant=_refuse) if isinstance(text, str) else None
-        # Half of a surrogate pair is a string in JSON, but no text that can be stored or shown.
-        json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def _host(event: Event) -> str:
-    """``slot1_1@node``, or the address where HTCondor gives no name."""
-    slot = event.get("SlotName")
-    return str(slot) if slot else re.sub(r"[<>]|\?.*", "", str(event.get("ExecuteHost", "")))
-
-
-def time_of(event: Event) -> float:
-    """When it happened, in Unix seconds."""
-    # Without a zone the log means this machine's local time, which is what `timestamp` assumes.
-    return datetime.fromisoformat(str(event["EventTime"])).timestamp()

@@ -22,7 +22,18 @@ from sqlalchemy.orm import Session
 
 from condorctl.condor import cluster, dagman
 from condorctl.errors import UserError
-from condorctl.ledger import Job, Ledger, LogPosition, Run, Stage, ads, events, find, runfile
+from condorctl.ledger import (
+    Job,
+    Ledger,
+    LogPosition,
+    Run,
+    Stage,
+    ads,
+    events,
+    find,
+    job_events,
+    runfile,
+)
 
 _CLUSTER = re.compile(r"(?:(?P<schedd>.+)#)?(?P<cluster>\d{1,10})(?:\.(?P<proc>\d{1,10}))?")
 _RUN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
@@ -220,7 +231,9 @@ def _submissions(dag: Path) -> list[tuple[int, float]]:
     told = cluster.read_events(log, LogPosition(path=str(log), inode=0, offset=0))
     kind = "EventTypeNumber"
     return [
-        (int(one["Cluster"]), events.time_of(one)) for one in told if one[kind] == events.SUBMIT
+        (int(one["Cluster"]), job_events.time_of(one))
+        for one in told
+        if one[kind] == job_events.SUBMIT
     ]
 
 

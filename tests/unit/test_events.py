@@ -14,7 +14,7 @@ from sqlalchemy import select
 from condorctl import paths
 from condorctl.errors import UserError
 from condorctl.job.folder import Folder
-from condorctl.ledger import Job, Ledger, Metric, Result, Run, Stage, events, find
+from condorctl.ledger import Job, Ledger, Metric, Result, Run, Stage, events, find, leavings
 from condorctl.view import checkpoints, screen, status
 
 SUBMIT = """\
@@ -156,7 +156,7 @@ def test_of_what_a_job_goes_on_from_the_latest_is_in_its_sandbox() -> None:
     job = Job(checkpoints=[])
     for number, name in enumerate(("checkpoints/a.part", "best.pt", "checkpoints/b.part")):
         told = {"path": name, "epoch": number, "bytes": 1, "sha256": str(number)}
-        events._add_checkpoint(job, told, "sandbox")
+        leavings.add_checkpoint(job, told, "sandbox")
     assert [one.place for one in job.checkpoints] == [None, "sandbox", "sandbox"]
 
 
