@@ -45,6 +45,14 @@ while [ "$1" != -- ]; do
 done
 shift
 
+# Values that only the command may see: the file is gone before it starts.
+if [ -f _condorctl_secrets ]; then
+    while IFS= read -r line; do
+        export "$line"
+    done <_condorctl_secrets
+    rm -f _condorctl_secrets
+fi
+
 if [ "$venv" ]; then
     # Its programs come before those of the node; a node that cannot have them ends the stage (72,
     # EX_OSFILE), which another node may mend.

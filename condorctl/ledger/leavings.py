@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import delete, insert
 from sqlalchemy.orm import Session
 
+from condorctl import secrets
 from condorctl.condor import cluster
 from condorctl.job import METRICS_FILE, check_result
 from condorctl.job.folder import FOLDER, Folder
@@ -44,6 +45,7 @@ def read(session: Session, run: Run, jobs: Sequence[Job]) -> None:
             # A stage that is done goes on from nowhere, and its checkpoints may be large.
             with suppress(OSError):
                 Folder(job.stage.folder / FOLDER).empty()
+            secrets.forget(job.stage.folder)
     for table, rows in ((Metric, metrics), (Result, results)):
         told = [row["job_id"] for row in rows]
         for start in range(0, len(told), MOST_AT_ONCE):

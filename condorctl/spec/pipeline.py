@@ -244,6 +244,11 @@ class Stage(Defaults):
         "packed at the submission; a file that `condorctl venv pack` made, or its URL. "
         "Its `python` is then the command's",
     )
+    secrets: list[VariableName] = Field(
+        [],
+        description="environment variables whose values come from yours, or from "
+        "~/.config/condorctl/secrets/NAME, and stand in no submit file, ledger or log",
+    )
     requirements: Expression | None = Field(
         None, description="a ClassAd expression that the execute node must meet"
     )

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from condorctl import paths
+from condorctl import paths, secrets
 from condorctl.condor import cluster, submit_language
 from condorctl.errors import UserError, suggest
 from condorctl.files import session
@@ -75,6 +75,7 @@ def run(
         (folder / one.name / CHECKPOINTS).mkdir(parents=True)
         _bring_inputs(ledger, one, pipeline, folder, reuse)
         snapshot.code(pipeline, folder / "code")
+        secrets.write(one, folder)
         unpack = _unpacking(one, tell)
         text = render.submit_file(
             pipeline, one, f"{pipeline.name}-interactive", submission.python()
@@ -87,7 +88,10 @@ def run(
             _wait_for_slot(number)
             if command:
                 # Its environment must be there first, and the job ends with its first session.
-                return session.run(number, [unpack + command], session.to_stdout, _ENTER_S)
+                line = unpack + (secrets.SHELL if one.secrets else "") + command
+                return session.run(number, [line], session.to_stdout, _ENTER_S)
+            if one.secrets:
+                tell(f"its secrets: {secrets.SHELL}")
             return session.shell(number, _ENTER_S)
 
 

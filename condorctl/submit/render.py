@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from condorctl import paths
+from condorctl import paths, secrets
 from condorctl.condor import submit_language
 from condorctl.errors import UserError
 from condorctl.job.checkpoint import EXIT_CODE
@@ -104,7 +104,7 @@ def _job(
         "universe": universe.lines(stage),
         "arguments": submit_language.arguments([*final, *unpack, *outputs, "--", *command]),
         "environment": submit_language.environment(environment),
-        "inputs": _inputs(["code", *inputs], stage.name),
+        "inputs": _inputs(["code", *inputs], stage),
         "outputs": submit_language.file_list([*stage.outputs, CHECKPOINTS, record.FILE]),
         "remaps": _remaps({**home, CHECKPOINTS: f"{stage.name}/{CHECKPOINTS}"}, stage.name),
         "checkpointing": _checkpointing(stage),
@@ -120,10 +120,11 @@ def _venv(stage: Stage, places: Mapping[str, str]) -> str | None:
     return str(venvs.cached(path) if venvs.is_venv(path) else path)
 
 
-def _inputs(files: Sequence[str], stage: str) -> submit_language.Quoted:
+def _inputs(files: Sequence[str], stage: Stage) -> submit_language.Quoted:
     # The job finds its checkpoints where it leaves them.
-    back = submit_language.whole_path(f"{stage}/{CHECKPOINTS}")
-    return submit_language.Quoted(f"{submit_language.file_list(files)}, {back}")
+    own = [CHECKPOINTS, *([secrets.FILE] if stage.secrets else [])]
+    back = [submit_language.whole_path(f"{stage.name}/{name}") for name in own]
+    return submit_language.Quoted(", ".join([submit_language.file_list(files), *back]))
 
 
 def _checkpointing(stage: Stage) -> submit_language.Quoted:

@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from condorctl import paths, pool
+from condorctl import paths, pool, secrets
 from condorctl.condor import cluster
 from condorctl.errors import UserError
 from condorctl.ledger import Ledger, Run, Stage, events, find, runfile
@@ -81,6 +81,9 @@ def submit(
             session.flush()
             inputs = spool.places(taken, draft) if run.spooled else taken.finals(run.path)
             dag = render.render(pipeline, run.name, draft, python(), inputs, plan.taken)
+            for stage in pipeline.stages.values():
+                if stage.name not in plan.taken:
+                    secrets.write(stage, draft)
             if run.spooled:
                 spool.make_absolute(draft)
             cluster.check_dag(dag)
