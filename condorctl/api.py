@@ -524,6 +524,18 @@ def ssh(job: str, command: Sequence[str], timeout: float = 60.0) -> Json:
     return {"job": number, "exit_code": code, "output": b"".join(output).decode(errors="replace")}
 
 
+def sftp(job: str, command: Sequence[str], timeout: float = 60.0) -> Json:
+    """Run sftp's commands in a running job's sandbox, until one fails.
+
+    Returns `job`, `exit_code` and `output`. `timeout` limits how long the job may be starting.
+    """
+    from condorctl.files import session
+
+    number = session.running(open_ledger(), job)
+    code, output = session.sftp(number, command, timeout, quiet=True)
+    return {"job": number, "exit_code": code, "output": output}
+
+
 # --- images ---
 
 

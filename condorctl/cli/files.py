@@ -133,18 +133,23 @@ def ssh(
 @app.command()
 def sftp(
     job: JobName,
+    command: Annotated[
+        list[str] | None,
+        typer.Option("--command", "-c", metavar="LINE", help="Run this, no prompt; repeatable."),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.0, help="Wait so long while it is starting.")
     ] = 60.0,
 ) -> None:
     """Open an sftp session in a running job's sandbox, to look around and to move files both ways.
 
-    From a pipe or a file it reads commands such as `get model.pt`; the first that fails ends it,
-    with an exit code other than 0.
+    Without a terminal it reads commands such as `get model.pt` from standard input. The first that
+    fails ends it, with an exit code other than 0.
     """
     from condorctl.files import session
 
-    raise typer.Exit(session.sftp(api.open_ledger(), job, timeout))
+    number = session.running(api.open_ledger(), job)
+    raise typer.Exit(session.sftp(number, command or [], timeout)[0])
 
 
 def _print_all(

@@ -54,25 +54,33 @@ def enter(ledger: Ledger, job: str, command: Sequence[str], timeout: float) -> i
     return run(number, command, to_stdout, timeout) if command else shell(number, timeout)
 
 
-def sftp(ledger: Ledger, job: str, timeout: float) -> int:
-    """An sftp session in the sandbox of the job that `job` names; returns its exit status.
+def sftp(
+    number: str, commands: Sequence[str], timeout: float, quiet: bool = False
+) -> tuple[int, str]:
+    """An sftp session in the sandbox of the job ``cluster.proc``; its exit status and output.
 
-    At a terminal it prompts; else standard input holds its commands, and the first that fails ends
-    it. Raises UserError as `enter` does, and where the far side has no sftp-server.
+    It runs the lines `commands`, else those of standard input; the first that fails ends it. At a
+    terminal, without any, it prompts. What it says comes out at ours unless it is `quiet`, and only
+    then is the output returned. Raises UserError when the job cannot be entered within `timeout`
+    seconds, and where the far side has no sftp-server.
     """
-    number = running(ledger, job)
     # Until it can be entered; sftp's own complaints are for the user to see.
     run(number, ["true"], lambda _: None, timeout, listens=False)
-    client = "sftp" if sys.stdin.isatty() else "sftp -b -"
-    words = ["condor_ssh_to_job", "-ssh", client, number]
-    code = subprocess.run(words, check=False).returncode
-    if code == _LOST:
+    prompts = sys.stdin.isatty() and not commands
+    words = ["condor_ssh_to_job", "-ssh", "sftp" if prompts else "sftp -b -", number]
+    answer = subprocess.run(
+        words,
+        input="".join(f"{line}\n" for line in commands) if commands else None,
+        stdout=subprocess.PIPE if quiet else None,
+        text=True, errors="replace", check=False,
+    )  # fmt: skip
+    if answer.returncode == _LOST:
         raise UserError(
             f"job {number}: no sftp session: its node, or its image, may have no sftp-server; "
             "`condorctl fetch` and `condorctl ssh` need none",
             1,
         )
-    return code
+    return answer.returncode, answer.stdout or ""
 
 
 def check_terminal(mend: str) -> None:

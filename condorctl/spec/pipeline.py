@@ -305,6 +305,11 @@ class Stage(Defaults):
         universe = info.data.get("universe")
         return _checked(images.check, universe, image) if universe else image
 
+    @property
+    def brought(self) -> list[str]:
+        """What travels to the job: its inputs and its environment."""
+        return [*self.inputs, *([self.venv] if self.venv else [])]
+
     def upstream(self, stages: Iterable[str]) -> list[str]:
         """The names of the stages this one waits for, from ``needs`` and from its inputs."""
         known = set(stages)

@@ -101,7 +101,7 @@ def fingerprint(
         ["" if text.endswith("/") else taken.inputs[text].source.name, taken.inputs[text].sha256]
         if text in taken.inputs
         else [text, None]
-        for text in [*stage.inputs, *([stage.venv] if stage.venv else [])]
+        for text in stage.brought
     ]
     images = [line.strip() for line in _IMAGE.findall(text)]
     if image and image["digest"]:

@@ -112,7 +112,7 @@ def local(stage: Stage, of: Pipeline) -> Iterator[str]:
 
     Its `venv` is one of them.
     """
-    for text in [*stage.inputs, *([stage.venv] if stage.venv else [])]:
+    for text in stage.brought:
         if not is_url(text) and split_input(text)[0] not in of.stages:
             yield text
 

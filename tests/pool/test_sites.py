@@ -103,7 +103,7 @@ def test_a_virtual_environment_travels_along_and_a_session_looks_into_it(
     assert "stage.sh" in answer.stdout
     assert (project / "got.py").read_text() == USE
     assert condorctl("ssh", "file", "cat sent.py").stdout == "NAME = 'local'\n"
-    answer = _sftp("file", "get nothing\nput local.py more.py\n")
+    answer = condorctl("sftp", "file", "-c", "get nothing", "-c", "put local.py more.py")
     assert answer.returncode == 1 and "more.py" not in condorctl("ssh", "file", "ls").stdout
     wait(name, lambda view: view["stages"]["folder"]["state"] == "done")
     out = json.loads((run / "folder" / "out.json").read_text())

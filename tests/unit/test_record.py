@@ -61,6 +61,25 @@ def test_a_node_with_no_more_than_a_shell_runs_the_job_all_the_same(
     assert (found.exit_code, found.files) == (0, {})
 
 
+def test_a_node_that_cannot_unpack_the_environment_does_not_run_the_command(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tools = project / "code" / "condorctl"
+    tools.mkdir(parents=True)
+    shutil.copy2(STAGE.with_name("venv.sh"), tools)
+    Path("env.pex").write_text("no environment")
+    assert stage("--venv", "env.pex", "out", "--", "sh", "-c", "echo ran >out") == 72
+    assert not Path("out").read_text()
+    assert "this node cannot unpack the Python environment env.pex" in capfd.readouterr().err
+    # One that an earlier start of the job has unpacked is there.
+    python = Path("_condorctl_venv/bin/python")
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text("#!/bin/sh\necho its own >out\n")
+    python.chmod(0o755)
+    assert stage("--venv", "env.pex", "out", "--", "python") == 0
+    assert Path("out").read_text() == "its own\n"
+
+
 def test_the_gpus_are_those_that_the_job_may_use(project: Path, tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
