@@ -14,6 +14,9 @@
 
 record=_condorctl_job
 : >"$record"
+# Where condorctl.job.checkpoint keeps what the job goes on from, as HTCondor was told.
+checkpoints=checkpoints
+mkdir -p "$checkpoints"
 final=
 if [ "$1" = --final ]; then
     final=$2
@@ -27,7 +30,8 @@ while [ "$1" != -- ]; do
     # Listed one a line: HTCondor carries no name with a line break.
     outputs="$outputs$1
 "
-    if [ ! -e "$1" ]; then
+    # One that is empty may be of an earlier start of the job.
+    if [ ! -s "$1" ] && [ ! -d "$1" ]; then
         : >"$1"
         unwritten="$unwritten$1
 "
@@ -74,6 +78,8 @@ if [ "$status" -eq 0 ]; then
         fi
     done
 fi
+# Done, it goes on from nowhere; failed, its checkpoints come home with the rest.
+[ "$status" -eq 0 ] && rm -rf "$checkpoints" && mkdir "$checkpoints"
 
 {
     echo "condorctl-job 1"
@@ -87,8 +93,9 @@ fi
         echo "gpu $gpu"
     done
     echo files
-    # A job that must leave its machine has no time for this, and will start again.
-    case $signalled in '' | USR?)
+    # A job that must leave its machine has no time for this, and will start again; so will one
+    # that ended to have its checkpoint kept (85).
+    case $signalled-$status in *-85) ;; -* | USR?-*)
         for output in $outputs; do
             if [ -f "$output" ]; then
                 sha256sum "$output"

@@ -23,6 +23,8 @@ _BLANKS = " \t\v\f\r"
 # A dollar sign that HTCondor's own ``$(DOLLAR)`` would swallow: filled in at the match instead.
 _DOLLAR_AT_MATCH = '$$([""$""])'
 
+# The absolute path of a plain one, which tells nothing and runs nothing.
+_WHOLE_PATH = re.compile(r"\$Ff\([A-Za-z0-9_./@-]+\)")
 # Macros a template's author may use: HTCondor fills them in with numbers and names of its own.
 _KNOWN_MACROS = {
     "cluster", "clusterid", "process", "procid", "job", "retry", "dagmanjobid",
@@ -123,6 +125,18 @@ def file_list(paths: Sequence[str]) -> Quoted:
     return Quoted(", ".join(paths))
 
 
+def whole_path(path: str) -> Quoted:
+    """A relative path in a list of files, made absolute when the job is submitted.
+
+    HTCondor brings a relative one to the job with all its folders, an absolute one by its last name
+    alone. Raises UserError for a path that could not stand there.
+    """
+    found = Quoted(f"$Ff({path})")
+    if not _WHOLE_PATH.fullmatch(found):
+        raise UserError(f"{path!r}: HTCondor cannot make this path absolute; rename it")
+    return found
+
+
 def remaps(pairs: Mapping[str, str]) -> Quoted:
     """The value of ``transfer_output_remaps``: file in the sandbox → file on the submit machine.
 
@@ -160,7 +174,9 @@ def check_text(text: str, file: str) -> None:
                 raise UserError(f"{file}:{number}: a stage is one job: write a bare 'queue'")
         for macro in re.finditer(r"\$(\$?)([A-Za-z_]*)\(([^)]*)\)?", line):
             name = macro[3].strip().lower()
-            if macro[0] != _DOLLAR_AT_MATCH and (macro[2] or name not in _KNOWN_MACROS):
+            if macro[0] == _DOLLAR_AT_MATCH or _WHOLE_PATH.fullmatch(macro[0]):
+                continue
+            if macro[2] or name not in _KNOWN_MACROS:
                 raise UserError(f"{file}:{number}: HTCondor would expand {macro[0]!r}")
     if queues != 1:
         raise UserError(f"{file}: must have exactly one 'queue', has {queues}")

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from condorctl import paths
 from condorctl.condor import cluster
 from condorctl.explain import holds
+from condorctl.submit import snapshot
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 Found = tuple[str, str, str, str | None]
@@ -31,7 +31,7 @@ _SCRIPT = """\
 #!/bin/sh
 cat given > told
 if command -v python3 >/dev/null; then
-    python3 -c 'import job; job.progress(1, 1)' || echo "chirp: failed" >> told
+    python3 -c 'from condorctl import job; job.progress(1, 1)' || echo "chirp: failed" >> told
 else
     echo "chirp: no python3" >> told
 fi
@@ -47,7 +47,7 @@ _SUBMIT = """\
 universe                = vanilla
 batch_name              = condorctl-doctor
 executable              = probe.sh
-transfer_input_files    = given, job.py
+transfer_input_files    = given, condorctl
 should_transfer_files   = YES
 when_to_transfer_output = ON_EXIT
 transfer_output_files   = told
@@ -82,7 +82,7 @@ def try_slot(seconds: float) -> Iterator[Found]:
         (folder / "probe.sh").write_text(_SCRIPT)
         (folder / "probe.sh").chmod(0o755)
         (folder / "given").write_text(secret + "\n")
-        (folder / "job.py").write_bytes((paths.PACKAGE / "job.py").read_bytes())
+        snapshot.job_side(folder / "condorctl")
         number = None
         try:
             with contextlib.chdir(folder):

@@ -9,6 +9,7 @@ import heapq
 import re
 from collections.abc import Callable, Iterable
 from graphlib import TopologicalSorter
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import (
@@ -26,19 +27,24 @@ from pydantic_core import PydanticCustomError
 
 from condorctl.condor import submit_language
 from condorctl.errors import UserError
+from condorctl.job.checkpoint import EXIT_CODE
+from condorctl.job.folder import FOLDER as CHECKPOINTS
 from condorctl.spec import yaml_text
 from condorctl.spec.yaml_text import Scalar, Value
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _AMOUNT = r"^\d+(\.\d+)? ?[KMGT]B?$"
+_DURATION = r"^\d+(\.\d+)? ?(s|min|h)$"
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
 _UNITS = {"K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
 
 # What a stage's submit file says for itself; written twice, the last would win in silence.
 _OWN_COMMANDS = {
-    "arguments", "batch_name", "dagman_log", "environment", "error", "executable", "initialdir",
-    "input", "log", "output", "preserve_relative_paths", "priority", "request_cpus", "request_disk",
-    "request_gpus", "request_memory", "requirements", "retry_request_disk", "retry_request_memory",
-    "should_transfer_files", "transfer_executable", "transfer_input_files", "transfer_output_files",
+    "arguments", "batch_name", "checkpoint_exit_code", "dagman_log", "environment", "error",
+    "executable", "initialdir", "input", "log", "output", "preserve_relative_paths", "priority",
+    "request_cpus", "request_disk", "request_gpus", "request_memory", "requirements",
+    "retry_request_disk", "retry_request_memory", "should_transfer_files", "transfer_executable",
+    "transfer_checkpoint_files", "transfer_input_files", "transfer_output_files",
     "transfer_output_remaps", "universe", "when_to_transfer_output",
 }  # fmt: skip
 # Not commands but the language itself.
@@ -61,6 +67,12 @@ def _expression(text: str) -> str:
 def _amount(value: Any) -> Any:
     if not isinstance(value, str) or not re.match(_AMOUNT, value):
         raise PydanticCustomError("amount", "must have its unit, such as 512 MB or 4 GB")
+    return value
+
+
+def _duration(value: Any) -> Any:
+    if not isinstance(value, str) or not re.match(_DURATION, value) or seconds(value) < 1:
+        raise PydanticCustomError("duration", "must have its unit, such as 30 s, 15 min or 2 h")
     return value
 
 
@@ -95,6 +107,7 @@ Word = Annotated[
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 # HTCondor takes a bare number as MB (memory) or KB (disk): ask for the unit.
 Amount = Annotated[str, StringConstraints(pattern=_AMOUNT), BeforeValidator(_amount)]
+Duration = Annotated[str, StringConstraints(pattern=_DURATION), BeforeValidator(_duration)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 ExitCode = Annotated[int, Field(ge=1, le=255)]
 Expression = Annotated[Text, AfterValidator(_expression)]
@@ -200,11 +213,47 @@ class Stage(Defaults):
     submit: Submit = Field({}, description=_SUBMIT)
     retries: int = Field(0, ge=0, description="how often DAGMan runs a failed stage again")
     final_exit_codes: list[ExitCode] = Field([], description="exit codes that no retry mends")
+    checkpoint_interval: Duration | None = Field(
+        None,
+        description="after this time, such as 15 min, a job that uses `condorctl.job.checkpoint` "
+        "exits with 85, for HTCondor itself to keep its checkpoint and start it again",
+    )
+    checkpoint_copy_interval: Duration | None = Field(
+        None,
+        description="a checkpoint is due, and copied to the submit side while the job runs, at "
+        "most once in this time; else in 1 min",
+    )
 
     @field_validator("submit")
     @classmethod
     def _lines(cls, submit: dict[str, Scalar]) -> dict[str, Scalar]:
         return _readable(submit)
+
+    @field_validator("outputs")
+    @classmethod
+    def _own(cls, outputs: list[str]) -> list[str]:
+        for output in outputs:
+            if PurePosixPath(output).parts[:1] == (CHECKPOINTS,):
+                reason = f"{output!r} lies where condorctl keeps a job's checkpoints: rename it"
+                raise PydanticCustomError("own", "{reason}", {"reason": reason})
+        return outputs
+
+    @field_validator("inputs")
+    @classmethod
+    def _in_the_way(cls, inputs: list[str]) -> list[str]:
+        for text in inputs:
+            if PurePosixPath(text).name == CHECKPOINTS and not text.endswith("/"):
+                reason = f"{text!r} would lie where condorctl keeps a job's checkpoints: rename it"
+                raise PydanticCustomError("own", "{reason}", {"reason": reason})
+        return inputs
+
+    @field_validator("checkpoint_interval")
+    @classmethod
+    def _free(cls, interval: str | None, info: ValidationInfo) -> str | None:
+        if interval and EXIT_CODE in info.data.get("final_exit_codes", ()):
+            message = f"needs exit code {EXIT_CODE} for itself: it is among final_exit_codes"
+            raise PydanticCustomError("own", message)
+        return interval
 
     def upstream(self, stages: Iterable[str]) -> list[str]:
         """The names of the stages this one waits for, from ``needs`` and from its inputs."""
@@ -282,3 +331,9 @@ def kilobytes(amount: str) -> int:
     """An `Amount` in KB, rounded up."""
     number, unit = amount.rstrip("B")[:-1], amount.rstrip("B")[-1]
     return -int(-float(number) * _UNITS[unit] // 1)
+
+
+def seconds(duration: str) -> int:
+    """A `Duration` in seconds, rounded."""
+    match = re.fullmatch(r"([\d.]+) ?(\w+)", duration)
+    return round(float(match[1]) * _SECONDS[match[2]]) if match else 0

@@ -21,6 +21,7 @@ from condorctl import paths
 from condorctl.condor import cluster, submit_language
 from condorctl.errors import UserError, suggest
 from condorctl.files import session
+from condorctl.job.folder import FOLDER as CHECKPOINTS
 from condorctl.ledger import Ledger, find
 from condorctl.pool import elsewhere
 from condorctl.spec import pipeline as specs
@@ -69,6 +70,7 @@ def run(
     one = pipeline.stages[stage]
     cluster.schedd_name()
     with _folder() as folder, _ends_well():
+        (folder / one.name / CHECKPOINTS).mkdir(parents=True)
         _bring_inputs(ledger, one, pipeline, folder, reuse)
         snapshot.code(pipeline, folder / "code")
         text = render.submit_file(

@@ -17,7 +17,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from condorctl import paths
 from condorctl.condor import submit_language
 from condorctl.errors import UserError
+from condorctl.job.checkpoint import EXIT_CODE
+from condorctl.job.folder import FOLDER as CHECKPOINTS
 from condorctl.ledger import record
+from condorctl.spec.pipeline import seconds
 from condorctl.spec.reader import Pipeline, Stage
 from condorctl.steer import notify
 from condorctl.submit import requests, snapshot
@@ -46,7 +49,7 @@ def render(
         shutil.copy2(pipeline.site.file, folder / "site.yaml")
     for stage in pipeline.stages.values():
         text = submit_file(pipeline, stage, run, python, templates, inputs)
-        (folder / stage.name).mkdir(exist_ok=True)
+        (folder / stage.name / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         (folder / stage.name / "stage.sub").write_text(text, encoding="utf-8")
     stages = [pipeline.stages[name] for name in pipeline.order()]
     dag = folder / f"{pipeline.name}.dag"
@@ -95,11 +98,33 @@ def _job(
     return {
         "arguments": submit_language.arguments([*final, *outputs, "--", *command]),
         "environment": submit_language.environment(environment),
-        "inputs": submit_language.file_list(["code", *inputs]),
-        "outputs": submit_language.file_list([*stage.outputs, record.FILE]),
-        "remaps": _remaps(home, stage.name),
+        "inputs": _inputs(["code", *inputs], stage.name),
+        "outputs": submit_language.file_list([*stage.outputs, CHECKPOINTS, record.FILE]),
+        "remaps": _remaps({**home, CHECKPOINTS: f"{stage.name}/{CHECKPOINTS}"}, stage.name),
+        "checkpointing": _checkpointing(stage),
         **requests.lines(pipeline.site, stage),
     }
+
+
+def _inputs(files: Sequence[str], stage: str) -> submit_language.Quoted:
+    # The job finds its checkpoints where it leaves them.
+    back = submit_language.whole_path(f"{stage}/{CHECKPOINTS}")
+    return submit_language.Quoted(f"{submit_language.file_list(files)}, {back}")
+
+
+def _checkpointing(stage: Stage) -> submit_language.Quoted:
+    lines = []
+    if stage.checkpoint_copy_interval:
+        lines.append(f"MY.CondorctlCopyInterval = {seconds(stage.checkpoint_copy_interval)}")
+    if stage.checkpoint_interval:
+        files = submit_language.file_list([*stage.outputs, CHECKPOINTS, record.FILE])
+        lines += [
+            f"MY.CondorctlCheckpointInterval = {seconds(stage.checkpoint_interval)}",
+            f"checkpoint_exit_code = {EXIT_CODE}",
+            f"transfer_checkpoint_files = {files}",
+            "when_to_transfer_output = ON_EXIT_OR_EVICT",
+        ]
+    return submit_language.Quoted("".join(f"{line}\n" for line in lines))
 
 
 def _remaps(home: Mapping[str, str], stage: str) -> submit_language.Quoted:

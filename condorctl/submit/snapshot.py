@@ -24,7 +24,7 @@ LARGE = 1_000_000_000
 # Bytes: less is read again as quickly as it is looked up.
 _WORTH_KEEPING = 10_000_000
 
-_JOB_SIDE = ("__init__.py", "errors.py", "job.py", "stage.sh")
+_JOB_SIDE = ("__init__.py", "errors.py", "job", "stage.sh")
 _NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv")
 
 
@@ -91,11 +91,20 @@ def local(stage: Stage, of: Pipeline) -> Iterator[str]:
             yield text
 
 
+def job_side(target: Path) -> None:
+    """Copy the part of this package that a job imports into a new folder."""
+    target.mkdir(parents=True)
+    for name in _JOB_SIDE:
+        source = paths.PACKAGE / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=_NOT_CODE)
+        else:
+            shutil.copy2(source, target / name)
+
+
 def code(pipeline: Pipeline, target: Path) -> None:
     """Copy the packages of all stages, and what runs on the job's side, into a new folder."""
-    (target / "condorctl").mkdir(parents=True)
-    for name in _JOB_SIDE:
-        shutil.copy2(paths.PACKAGE / name, target / "condorctl" / name)
+    job_side(target / "condorctl")
     for name in dict.fromkeys(name for stage in pipeline.stages.values() for name in stage.code):
         source = paths.package(name)
         try:

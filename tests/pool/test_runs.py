@@ -212,7 +212,7 @@ def test_a_running_job_shows_its_epoch_and_gives_its_files(
     got = condorctl("fetch", job, "model.pt", "code/condorctl", "--to", "else where")
     assert got.returncode == 0, got
     assert int((project / "else where" / "model.pt").read_text()) >= early["epoch"]
-    assert (project / "else where" / "code" / "condorctl" / "job.py").is_file()
+    assert (project / "else where" / "code" / "condorctl" / "job" / "checkpoint.py").is_file()
     assert "has no nothing.pt" in one_error_line(condorctl("fetch", job, "model.pt", "nothing.pt"))
     # What there is came, whole.
     assert int((folder / "model.pt").read_text()) >= early["epoch"]

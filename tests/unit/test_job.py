@@ -15,7 +15,7 @@ import pytest
 
 from condorctl import job
 
-STAGE = Path(job.__file__).with_name("stage.sh")
+STAGE = Path(job.__file__).parents[1] / "stage.sh"
 
 
 def records() -> list[dict[str, object]]:

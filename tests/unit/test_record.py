@@ -12,7 +12,7 @@ import pytest
 from condorctl import job
 from condorctl.ledger import Job, Run, Stage, record
 
-STAGE = Path(job.__file__).with_name("stage.sh")
+STAGE = Path(job.__file__).parents[1] / "stage.sh"
 SHA = "a" * 64
 
 

@@ -70,14 +70,17 @@ def test_a_matrix_is_a_stage_a_combination_and_a_glob_waits_for_all(
         "PARENT one-5 one-6 CHILD all",
     ]
     assert value(texts["one-6"], "arguments") == '"out.txt -- go 6"'
-    assert value(texts["all"], "transfer_input_files") == "code, one-5/out.txt, one-6/out.txt"
+    assert value(texts["all"], "transfer_input_files") == (
+        "code, one-5/out.txt, one-6/out.txt, $Ff(all/checkpoints)"
+    )
 
 
 def test_files_travel_under_the_stage_that_made_them(folder: Path) -> None:
     texts = run(folder)
-    assert value(texts["two"], "transfer_input_files") == "code, one/out.txt"
+    assert value(texts["two"], "transfer_input_files") == "code, one/out.txt, $Ff(two/checkpoints)"
     assert value(texts["one"], "transfer_output_remaps") == (
-        '"out.txt = one/out.txt; _condorctl_job = one/$(ClusterId).job"'
+        '"out.txt = one/out.txt; checkpoints = one/checkpoints; '
+        '_condorctl_job = one/$(ClusterId).job"'
     )
     assert value(texts["one"], "arguments") == '"out.txt -- /usr/bin/python3 go.py plain"'
     assert "A='b c'" in value(texts["two"], "environment")
@@ -88,7 +91,7 @@ def test_the_code_is_a_copy_of_that_moment(folder: Path, project: Path) -> None:
     (project / "tool" / "__init__.py").write_text("x = 2")
     assert (folder / "code" / "tool" / "__init__.py").read_text() == "x = 1"
     assert not (folder / "code" / "tool" / "__pycache__").exists()
-    assert (folder / "code" / "condorctl" / "job.py").is_file()
+    assert (folder / "code" / "condorctl" / "job" / "checkpoint.py").is_file()
 
 
 def test_a_template_of_the_same_name_in_the_users_folder_wins(folder: Path, project: Path) -> None:

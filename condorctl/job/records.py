@@ -1,31 +1,21 @@
-"""What a training script calls while it runs inside a job. Standard library only.
+"""What a job says of itself: progress, outputs and results, a JSON line each in ``metrics.jsonl``.
 
-    from condorctl import job
-
-    for epoch in range(1, epochs + 1):
-        loss = train_one_epoch()
-        job.progress(epoch=epoch, epochs=epochs, loss=loss)
-    job.save("checkpoint.pt", write=lambda path: torch.save(state, path), epoch=epochs)
-    job.result(clean=0.99, pgd20=0.87)
-
-Every call appends one JSON line to ``metrics.jsonl`` in the working directory, which HTCondor
-brings back with the job's output and condorctl reads into its ledger. Inside a job that asked for
-``+WantIOProxy = true`` the latest progress also goes into the job's ad at once, through chirp's
-``set_job_attr_delayed`` (HTCondor manual, "Chirp"), so that ``condorctl status`` shows it live.
-Outside a pool the same script just runs.
+HTCondor brings that file back with the job's output, and condorctl reads it into its ledger. The
+latest progress also goes into the job's ad at once, through `chirp`, so that ``condorctl status``
+shows it live.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from condorctl.job import atomic, chirp
 
 # What JSON can carry; lists and dictionaries at run time.
 Json = str | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
@@ -34,14 +24,11 @@ METRICS_FILE = "metrics.jsonl"
 RESULT_BYTES = 64 * 1024
 RESULT_DEPTH = 16
 
-# HTCondor lets a job set only attributes whose names begin with "Chirp".
 PROGRESS_ATTRIBUTE = "ChirpProgress"
 CHECKPOINT_ATTRIBUTE = "ChirpCheckpoint"
 
-# The starter forwards delayed attributes with its periodic update, every few seconds at best:
-# a loop with a thousand epochs a second must not pay a round trip for each.
+# A loop with a thousand epochs a second must not pay a round trip for each.
 _CHIRP_INTERVAL_S = 1.0
-_CHIRP_TIMEOUT_S = 5.0
 _last_chirp: dict[str, float] = {}
 _first: dict[str, float] = {}
 
@@ -66,23 +53,15 @@ def progress(epoch: int, epochs: int, **metrics: float) -> None:
 
 
 def save(path: str | os.PathLike[str], write: Callable[[str], object], epoch: int) -> str:
-    """Have `write` make a checkpoint, put it at `path` atomically, record it; return its sha256.
+    """Have `write` make an output, put it at `path` atomically, record it; return its sha256.
 
     `write` gets the name of a temporary file beside `path`. The file is flushed to disk before it
-    takes the place of an older one, so a crash leaves either the old checkpoint or the new one.
+    takes the place of an older one, so a crash leaves either the old one or the new one. What the
+    job goes on from after it was stopped is kept by `checkpoint.save` instead.
     Raises OSError when the disk is full or `path` cannot be written.
     """
     target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        write(str(partial))
-        with partial.open("rb+") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    digest, size = atomic.write(target, write)
     record = {"path": str(target), "epoch": epoch, "bytes": size, "sha256": digest}
     _append("checkpoint", record)
     _chirp(CHECKPOINT_ATTRIBUTE, record, now=True)
@@ -135,24 +114,8 @@ def _append(kind: str, record: dict[str, Any]) -> None:
 
 
 def _chirp(attribute: str, record: dict[str, Any], now: bool) -> None:
-    """Set `attribute` in the job's ad to the record's JSON text; never fails the training."""
-    config = os.environ.get("_CONDOR_CHIRP_CONFIG")
+    """Set `attribute` in the job's ad to the record's JSON text, if it is time for it."""
     last = _last_chirp.get(attribute, -_CHIRP_INTERVAL_S)
-    if not config or not (now or time.monotonic() - last >= _CHIRP_INTERVAL_S):
-        return
-    _last_chirp[attribute] = time.monotonic()
-    try:
-        host, port, cookie = Path(config).read_text(encoding="ascii").split()
-        # The value is a ClassAd string literal; chirp's own words end at an unescaped blank.
-        text = json.dumps(record, separators=(",", ":"), allow_nan=False)
-        literal = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        word = literal.replace("\\", "\\\\").replace(" ", "\\ ")
-        with socket.create_connection((host, int(port)), _CHIRP_TIMEOUT_S) as proxy:
-            replies = proxy.makefile("r", encoding="ascii")
-            for command in (f"cookie {cookie}", f"set_job_attr_delayed {attribute} {word}"):
-                proxy.sendall(f"{command}\n".encode())
-                if int(replies.readline()) < 0:
-                    return
-    except (OSError, ValueError):
-        # Progress is a courtesy; the record in metrics.jsonl is the truth.
-        return
+    if now or time.monotonic() - last >= _CHIRP_INTERVAL_S:
+        _last_chirp[attribute] = time.monotonic()
+        chirp.set_attribute(attribute, record)
