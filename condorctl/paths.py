@@ -31,8 +31,13 @@ def ledger() -> Path | str:
     chosen = os.environ.get("CONDORCTL_LEDGER")
     if chosen:
         return Path(chosen).expanduser().absolute()
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "condorctl" / "ledger.sqlite"
+    return data() / "ledger.sqlite"
+
+
+def data() -> Path:
+    """The folder of what is kept for the user, in the XDG data folder."""
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "condorctl"
 
 
 def config() -> Path:

@@ -28,8 +28,8 @@ def console() -> Console:
 
 
 @contextlib.contextmanager
-def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal; elsewhere a line for each thing that begins."""
+def progress(quiet: bool, bytes: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal, of bytes or of things; elsewhere a line for each kind that begins."""
     if quiet or not sys.stderr.isatty():
         told: set[str] = set()
 
@@ -41,9 +41,10 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield tell
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    count = DownloadColumn() if bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count)
     bars = Progress(*columns, console=Console(stderr=True), transient=True)
     tasks: dict[str, TaskID] = {}
 

@@ -36,6 +36,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "jobs").mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CONDORCTL_LEDGER", str(tmp_path / "ledger.sqlite"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.delenv("CONDORCTL_DB", raising=False)
     return folder
 

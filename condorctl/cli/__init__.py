@@ -10,6 +10,7 @@ import sys
 from condorctl.cli import (  # each adds its commands
     adopted,
     files,
+    ledgers,
     look,
     messages,
     pools,
@@ -25,6 +26,7 @@ __all__ = [
     "adopted",
     "app",
     "files",
+    "ledgers",
     "look",
     "main",
     "messages",

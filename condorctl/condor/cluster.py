@@ -36,11 +36,14 @@ _JOB_ATTRIBUTES = [
     "ClusterId", "ProcId", "DAGManJobId", "DAGNodeName", "ChirpProgress", "ChirpCheckpoint",
     "Owner", "JobUniverse", "JobStatus", "JobBatchName", "QDate", "Cmd", "Args", "Arguments",
     "Iwd", "Out", "Err", "UserLog", "StageInFinish", "NumJobStarts", "JobCurrentStartDate",
-    "EnteredCurrentStatus", "ExitCode", "ExitBySignal", "ExitSignal", "HoldReason",
-    "HoldReasonCode", "HoldReasonSubCode", "RemoveReason", "RemoteHost", "LastRemoteHost",
-    "CpusProvisioned", "GPUsProvisioned", "ResidentSetSize", "RequestMemory", "DiskUsage",
-    "RemoteUserCpu", "RemoteSysCpu", "TotalSubmitProcs",
+    "EnteredCurrentStatus", "CompletionDate", "ExitCode", "ExitBySignal", "ExitSignal",
+    "HoldReason", "HoldReasonCode", "HoldReasonSubCode", "RemoveReason", "RemoteHost",
+    "LastRemoteHost", "CpusProvisioned", "GPUsProvisioned", "ResidentSetSize", "RequestMemory",
+    "DiskUsage", "RemoteUserCpu", "RemoteSysCpu", "TotalSubmitProcs",
 ]  # fmt: skip
+
+# What a spooled DAGMan job says of where it comes from.
+FOLDER = "CondorctlFolder"
 
 # DAGMan's note in a SUBMIT event; the plain form is the one that it wrote before version 24.
 _NODE_NAME = re.compile(r'(?:DAGNodeName = "|DAG Node: )(?P<name>[^"\s]+)')
@@ -240,12 +243,27 @@ def is_queued(folder: str) -> bool:
 
     Raises Unreachable.
     """
+    return bool(_queued(folder))
+
+
+def dag_of(folder: str) -> int | None:
+    """The cluster id of the DAGMan job in the queue that was submitted from `folder`, if any.
+
+    Raises Unreachable.
+    """
+    found = [ad["ClusterId"] for ad in _queued(folder) if "DAGManJobId" not in ad]
+    return int(found[-1]) if found else None
+
+
+def _queued(folder: str) -> list[Ad]:
     import classad2
 
     schedd, _ = _schedd()
     try:
-        constraint = f"Iwd == {classad2.quote(folder)}"
-        return bool(schedd.query(constraint=constraint, projection=["ClusterId"]))
+        text = classad2.quote(folder)
+        # Of a job that was spooled, Iwd is a folder of the schedd's.
+        constraint = f"Iwd == {text} || {FOLDER} == {text}"
+        return list(schedd.query(constraint=constraint, projection=["ClusterId", "DAGManJobId"]))
     except Exception as error:
         raise _silent(error) from None
 
@@ -280,6 +298,15 @@ def history(constraint: str, since: float) -> list[Ad]:
             since=f"EnteredCurrentStatus < {int(since)}",
         )
         return [_plain(ad) for ad in ads]
+    except Exception as error:
+        raise _silent(error) from None
+
+
+def everything() -> list[Ad]:
+    """The ads of all jobs in the queue, of all users, as `live` gives them. Raises Unreachable."""
+    schedd, _ = _schedd()
+    try:
+        return [_plain(ad) for ad in schedd.query(projection=_JOB_ATTRIBUTES)]
     except Exception as error:
         raise _silent(error) from None
 

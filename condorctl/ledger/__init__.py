@@ -19,8 +19,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 from condorctl.ledger.database import Database, Inode, Text, Whole
 
 Json = dict[str, Any]
-# The layout of the tables below.
-_SCHEMA = 3
+# The layout of the tables below; each has a file in migrations/versions.
+LAYOUT = 4
 
 
 class Base(DeclarativeBase):
@@ -114,7 +114,9 @@ class Stage(Base):
     # What the stage's result depends on, each part by its sha256 (`reuse`).
     fingerprint: Mapped[Json] = mapped_column(default=dict)
     # The stage of another run whose outputs stand in for this one's; it has no job then.
-    source_id: Mapped[int | None] = mapped_column(ForeignKey("stage.id", ondelete="SET NULL"))
+    source_id: Mapped[int | None] = mapped_column(
+        ForeignKey("stage.id", ondelete="SET NULL"), index=True
+    )
     # DAGMan's verdict, "done" or "failed", where the jobs alone do not tell it: NOOP, DONE, POST.
     outcome: Mapped[str | None]
 
@@ -148,7 +150,7 @@ class Job(Base):
     __table_args__ = (UniqueConstraint("schedd", "cluster", "proc", "submitted"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    stage_id: Mapped[int] = mapped_column(ForeignKey("stage.id"))
+    stage_id: Mapped[int] = mapped_column(ForeignKey("stage.id"), index=True)
     schedd: Mapped[str]
     cluster: Mapped[int]
     proc: Mapped[int]
@@ -189,6 +191,11 @@ class Job(Base):
         order_by="Checkpoint.epoch", cascade="all, delete-orphan"
     )
     written: Mapped[list[Output]] = relationship(order_by="Output.id", cascade="all, delete-orphan")
+    metrics: Mapped[list[Metric]] = relationship(order_by="Metric.id", cascade="all, delete-orphan")
+    results: Mapped[list[Result]] = relationship(order_by="Result.id", cascade="all, delete-orphan")
+    fetched: Mapped[list[Fetched]] = relationship(
+        order_by="Fetched.id", cascade="all, delete-orphan"
+    )
 
     @property
     def folder(self) -> Path:
@@ -281,7 +288,7 @@ class Fetched(Base):
     __tablename__ = "fetched"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    job_id: Mapped[int] = mapped_column(ForeignKey("job.id"))
+    job_id: Mapped[int] = mapped_column(ForeignKey("job.id"), index=True)
     path: Mapped[str]
     target: Mapped[str]
     bytes: Mapped[int]
@@ -315,7 +322,7 @@ class Ledger:
 
     def __init__(self, where: Path | str) -> None:
         self._database = Database(where)
-        self._database.prepare(Base.metadata, _SCHEMA)
+        self._database.prepare(Base.metadata, LAYOUT)
 
     @property
     def name(self) -> str:
@@ -326,6 +333,11 @@ class Ledger:
     def shared(self) -> bool:
         """Whether it is a group's, on a server."""
         return self._database.shared
+
+    @property
+    def records(self) -> Path:
+        """The folder for what is kept of runs that have no folder of their own (`runfile`)."""
+        return self._database.records
 
     @contextmanager
     def session(self) -> Iterator[Session]:

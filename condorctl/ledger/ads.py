@@ -6,6 +6,7 @@ are. A run that neither queue nor history knows is "unknown": nobody can say how
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from condorctl.condor import cluster
 from condorctl.ledger import Job, JobState, Run, Stage
+from condorctl.submit import drafts
 
 Ad = dict[str, Any]
 
@@ -48,6 +50,8 @@ class Wanted:
     unknown: bool = False
     # Whether jobs that have ended lack what only an ad tells.
     past: bool = False
+    # Of a run that was left before its DAGMan job had a number: its folder.
+    unsent: str | None = None
     # Of jobs without a DAG: those that have not ended.
     jobs: frozenset[tuple[int, int]] = frozenset()
     # Those of them that were known when they were last asked for.
@@ -64,6 +68,8 @@ class Told:
     past: dict[int, list[Ad]] = field(default_factory=dict)
     # DAGs that are not in the queue any more, with the history's ad of their DAGMan job.
     gone: dict[int, Ad | None] = field(default_factory=dict)
+    # Of runs that were left before their DAGMan job had a number: that number, if it has one.
+    unsent: dict[int, int | None] = field(default_factory=dict)
     # DAGs that are in the queue.
     present: dict[int, Ad] = field(default_factory=dict)
 
@@ -85,8 +91,11 @@ def wanted(session: Session, run: Run) -> Wanted | None:
         )
     past = run.kind == "dag" and _lacks(session, run)
     if run.cluster is None:
-        # It has no number yet; nobody can be asked, but its run's schedd can be heard of.
-        return None if run.finished else Wanted(run.id, run.schedd, run.submitted)
+        # It has no number yet: somebody submits it just now, or was killed on the way.
+        began = run.resumed or run.submitted
+        abandoned = run.host == socket.gethostname() and not drafts.is_under_way(run.path, began)
+        where = run.folder if abandoned and run.kind == "pipeline" else None
+        return None if run.finished else Wanted(run.id, run.schedd, began, unsent=where)
     if run.finished and not past:
         return None
     return Wanted(
@@ -114,6 +123,9 @@ def _lacks(session: Session, run: Run) -> bool:
 def ask(runs: Sequence[Wanted]) -> Told:
     """Ask the schedd about `runs`. Raises Unreachable."""
     told = Told(time.time(), {one.run for one in runs})
+    for one in runs:
+        if one.unsent:
+            told.unsent[one.run] = cluster.dag_of(one.unsent)
     dags = [one.dag for one in runs if one.dag is not None]
     live = cluster.live(dags, sorted({number for one in runs for number, _ in one.jobs}))
     by_dag: dict[int, list[Ad]] = defaultdict(list)
@@ -355,6 +367,25 @@ def lost(run: Run, told: Told, before: float) -> bool:
             if job.state not in _ENDED:
                 _vanish(job, before)
     return False
+
+
+def find_again(session: Session, run: Run, number: int | None) -> None:
+    """What becomes of `run`, which was left while it was submitted: its DAGMan job is `number`.
+
+    None means that the queue has none.
+    """
+    if number is not None:
+        run.cluster = number
+        return
+    if not run.path.exists():
+        # Its folder was not even named; nothing of it is left but the entry.
+        session.delete(run)
+        return
+    run.state, run.finished = "failed", time.time()
+    run.problem = (
+        "it never came into the queue, because condorctl was stopped while submitting it: "
+        f"`condorctl resume {run.name}` does that"
+    )
 
 
 def conclude(session: Session, run: Run) -> None:

@@ -3,15 +3,19 @@
 Both promise the same: transactions come one after the other, so what is read in one stays true
 until it ends. Two who submit at once get two names.
 
-The layout's version stands in a table of one row, the one that Alembic keeps its revision in.
+The layout's version stands in a table of one row, the one that Alembic keeps its revision in. An
+older ledger is brought up to date in place, by whoever opens it first (`migrations`); of a file a
+copy is kept beside it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
 
+from condorctl import paths
 from condorctl.errors import UserError
 
 # Seconds. Waiting for a server's first answer, and for others' transactions.
@@ -106,22 +111,62 @@ class Database:
             raise UserError(f"ledger {self.name}: cannot keep this: {cause}") from None
 
     def prepare(self, tables: sa.MetaData, layout: int) -> None:
-        """Create `tables` where there are none; refuse tables of another layout than `layout`."""
-        with self.readable(), self.engine.begin() as connection:
+        """Have the database hold `tables`, whose layout is `layout`: make them, or alter them.
+
+        Raises UserError for tables of a newer layout, of one too old, or of another program.
+        """
+        with self.readable():
+            with self.engine.begin() as connection:
+                found = _layout(connection, tables)
+                if found is None:
+                    tables.create_all(connection)
+                    _version.create(connection)
+                    connection.execute(_version.insert().values(version_num=str(layout)))
+            if found not in (None, str(layout)):
+                self._bring_up_to_date(tables, layout)
+
+    def _bring_up_to_date(self, tables: sa.MetaData, layout: int) -> None:
+        from condorctl.ledger import migrations
+
+        # SQLite can alter a table only by making another in its place, which must not look to it
+        # as if every row that is referred to had gone.
+        engine = self.engine if self.shared else _sqlite(self.engine.url, foreign_keys=False)
+        with engine.begin() as connection:
+            # Somebody else may have done it while this one waited for the lock.
             found = _layout(connection, tables)
-            if found is None:
-                tables.create_all(connection)
-                _version.create(connection)
-                connection.execute(_version.insert().values(version_num=str(layout)))
-            elif found != str(layout):
-                mend = f"set {_WHERE}" if self.shared else "move it away, or set CONDORCTL_LEDGER"
-                known = f"this condorctl knows {layout}"
-                raise UserError(f"ledger {self.name}: its layout is {found}, {known}: {mend}")
+            if found == str(layout):
+                return
+            if found not in migrations.layouts():
+                raise UserError(self._refusal(str(found), layout))
+            if not self.shared:
+                _keep_copy(Path(self.engine.url.database or ""), f"layout-{found}")
+            migrations.upgrade(connection)
+            if not self.shared and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
+                raise UserError(
+                    f"ledger {self.name}: rows that others refer to are missing, so it is left as "
+                    "it is: `condorctl ledger rebuild` makes a new one from the runs' folders"
+                )
+
+    def _refusal(self, found: str, layout: int) -> str:
+        mend = f"set {_WHERE}" if self.shared else "set CONDORCTL_LEDGER"
+        told = f"ledger {self.name}: its layout is {found}, this condorctl knows {layout}"
+        if found.isdigit() and int(found) > layout:
+            return f"{told}: a newer condorctl made it: install that one, or {mend}"
+        move = "" if self.shared else "move it away, or "
+        return f"{told} and none so old: {move}{mend}"
 
     @property
     def shared(self) -> bool:
         """Whether it is a server's, so that others may write in it and from other machines."""
         return self.engine.dialect.name != "sqlite"
+
+    @property
+    def records(self) -> Path:
+        """The folder for what is kept of runs that have no folder of their own (`runfile`)."""
+        if not self.shared:
+            return Path(self.engine.url.database or "").with_suffix(".records")
+        # On this machine, and of this user alone: the database is others', too.
+        return paths.data() / (re.sub(r"[^A-Za-z0-9.]+", "-", self.name) + ".records")
 
     def _explain(self, error: DBAPIError) -> tuple[str, int]:
         """What the database said, in one line, and the exit code."""
@@ -160,7 +205,7 @@ def _url(text: str) -> sa.URL:
     return url.set(drivername="postgresql+psycopg")
 
 
-def _sqlite(url: sa.URL) -> sa.Engine:
+def _sqlite(url: sa.URL, foreign_keys: bool = True) -> sa.Engine:
     path = Path(url.database or "")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,20 +213,41 @@ def _sqlite(url: sa.URL) -> sa.Engine:
         path.touch(mode=0o600)
     except OSError as error:
         raise UserError(f"ledger {path}: {error.strerror}; set CONDORCTL_LEDGER") from None
-    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S}, json_serializer=_json)
+    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S}, json_serializer=as_json)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
         # The driver's own idea of when a transaction starts is too late for `begin`.
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}")
 
     @event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _keep_copy(file: Path, suffix: str) -> None:
+    """Copy the ledger, as it is in the file and its journal, beside itself."""
+    target = file.with_name(f"{file.name}.{suffix}")
+    # Only who holds the write lock comes here: what lies there was left by one that was killed.
+    draft = file.with_name(f"{file.name}.{suffix}.new")
+    try:
+        draft.unlink(missing_ok=True)
+        draft.with_name(f"{draft.name}-journal").unlink(missing_ok=True)
+        draft.touch(mode=0o600)
+        # A connection of its own: whoever holds the write lock does not keep it from reading.
+        with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(draft)) as copy:
+            source.backup(copy)
+        draft.replace(target)
+    except (OSError, sqlite3.Error) as error:
+        draft.unlink(missing_ok=True)
+        raise UserError(
+            f"ledger {file}: no copy of it can be kept as {target.name} ({error}), so it is not "
+            "brought up to date: make room there, or set CONDORCTL_LEDGER"
+        ) from None
 
 
 def _postgres(url: sa.URL) -> sa.Engine:
@@ -203,7 +269,7 @@ def _postgres(url: sa.URL) -> sa.Engine:
             },
             # A snapshot taken before the lock is had would show what was true before it.
             isolation_level="READ COMMITTED",
-            json_serializer=_json,
+            json_serializer=as_json,
             pool_pre_ping=True,  # `follow` outlives a server's restart
         )
     except ModuleNotFoundError:
@@ -231,10 +297,10 @@ def _layout(connection: sa.Connection, tables: sa.MetaData) -> str | None:
     if _version.name in there:
         return connection.scalar(sa.select(_version.c.version_num)) or "none"
     if connection.dialect.name == "sqlite":
-        # Where the layouts before the fourth kept it.
+        # Where those before there was an `alembic_version` kept it.
         number = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
         if number:
-            return str(number)
+            return f"0.{number}"
     if taken := sorted(there & set(tables.tables)):
         raise UserError(
             f"{_WHERE}: this database has a table {taken[0]!r} of another program: "
@@ -243,7 +309,8 @@ def _layout(connection: sa.Connection, tables: sa.MetaData) -> str | None:
     return None
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """`value` as JSON that every database takes."""
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, insert, or_, select
 from sqlalchemy.orm import Session, selectinload
 
 from condorctl.condor import cluster, dagman
@@ -36,6 +36,7 @@ from condorctl.ledger import (
     Stage,
     ads,
     progress,
+    runfile,
     sharing,
 )  # fmt: skip
 from condorctl.ledger.record import read as read_record
@@ -64,12 +65,18 @@ _LINGER_S = 3600
 
 # DAGMan tells of nodes without a job as of jobs in this cluster.
 _NO_CLUSTER = 0
-# More than that many bytes of news are read with all of a run's jobs in memory.
-_MUCH = 1 << 18
+# Bytes: of a log with more news than that only so many are read in one transaction, because nobody
+# else gets at the ledger meanwhile. Two thousand events, half a second.
+_BATCH = 1 << 19
+# Rows that one query asks for by name: below what either database takes as parameters.
+_MOST_AT_ONCE = 5000
 _PRE_FAILED = re.compile(rb"PRE Script of node (?P<node>\S+) failed", re.IGNORECASE)
 _CPU_TIME = re.compile(r"(\d+) (\d+):(\d+):(\d+)")
 
 Event = dict[str, Any]
+Json = dict[str, Any]
+# Progress and usage of jobs by cluster and process.
+Heard = Mapping[tuple[int, int], tuple[Json | None, Json | None]]
 
 
 @dataclass(frozen=True)
@@ -89,11 +96,19 @@ def sync(ledger: Ledger) -> Unknown:
 
     elsewhere = spool.bring_back(ledger)
     damaged = [elsewhere] if elsewhere else []
+    before = _catch_up(ledger)
+    unreachable = _sync(ledger, damaged)
+    damaged += runfile.keep_changed(ledger, before)
+    return Unknown(unreachable, tuple(damaged))
+
+
+def _sync(ledger: Ledger, damaged: list[str]) -> str | None:
+    """Why the schedd could not be asked, if so; what is wrong with logs is added to `damaged`."""
     with ledger.session() as session:
         unfinished = [run for run in _unfinished(session) if sharing.is_ours_to_read(ledger, run)]
         for run in unfinished:
             try:
-                _read_logs(session, run)
+                read_logs(session, run)
             except cluster.DamagedLog as error:
                 damaged.append(str(error))
         questions = [ads.wanted(session, run) for run in unfinished]
@@ -103,23 +118,25 @@ def sync(ledger: Ledger) -> Unknown:
         here = cluster.schedd_name() if wanted else ""
         told = ads.ask([one for one in wanted if one.schedd == here])
     except cluster.Unreachable as error:
-        return Unknown(str(error), tuple(damaged))
+        return str(error)
     if not told.runs:
-        return Unknown(None, tuple(damaged))
+        return None
     with ledger.session() as session:
         for run in session.scalars(select(Run).where(Run.id.in_(told.runs))):
             before, run.seen = run.seen or run.submitted, told.time
             for job, ad in ads.apply(session, run, told):
                 _apply_chirp(job, ad)
-            if not run.finished and run.id in told.gone:
+            if not run.finished and run.id in (told.gone.keys() | told.unsent.keys()):
                 # It may have ended between the look at its logs and the question.
                 with suppress(cluster.DamagedLog):
-                    _read_logs(session, run)
+                    read_logs(session, run)
                 if ads.lost(run, told, before):
                     _conclude(session, run)
+            if run.id in told.unsent and run.cluster is None:
+                ads.find_again(session, run, told.unsent[run.id])
             if run.kind == "jobs":
                 ads.conclude(session, run)
-    return Unknown(None, tuple(damaged))
+    return None
 
 
 def _unfinished(session: Session) -> list[Run]:
@@ -129,34 +146,118 @@ def _unfinished(session: Session) -> list[Run]:
     return list(session.scalars(select(Run).where(Run.finished.is_(None) | lingers)))
 
 
-def _read_logs(session: Session, run: Run) -> None:
+def _catch_up(ledger: Ledger) -> runfile.Marks:
+    """Read the long news of DAGs bit by bit, letting others at the ledger in between.
+
+    What is wrong with a log is left for `sync` to say. Returns what was known before.
+    """
+    with ledger.session() as session:
+        unfinished = _unfinished(session)
+        before = runfile.marks(session, unfinished)
+        dags = [run for run in unfinished if run.kind != "jobs"]
+        behind = [run.id for run in dags if sharing.is_ours_to_read(ledger, run)]
+        behind = [row for row in behind if _news(session, session.get_one(Run, row)) > _BATCH]
+    for row in behind:
+        more = True
+        while more:
+            with ledger.session() as session, suppress(cluster.DamagedLog):
+                more = False
+                more = read_logs(session, session.get_one(Run, row), _BATCH)
+    return before
+
+
+def read_logs(session: Session, run: Run, most: int | None = None) -> bool:
+    """Enter what the logs of `run` tell since they were read last; whether there is more.
+
+    Of a DAG's nodes' log `most` bytes are read, if that is a number. Raises DamagedLog; what stood
+    before the damage is entered then.
+    """
     if run.kind == "jobs":
         _read_job_logs(session, run)
-        return
+        return False
     going = run.finished is None
-    # DAGMan's own log first: when it says the end, the other log is complete.
-    for event in _new_events(session, Path(f"{run.dag_file}.dagman.log")):
+    more = most is not None and _news(session, run) > most
+    # DAGMan's own log first: when it says the end, the other log is complete. It is not heard
+    # before the other one is read that far: a run that has ended is not looked at again.
+    for event in _new_events(session, Path(f"{run.dag_file}.dagman.log"), until_end=more):
         _apply_to_run(session, run, event)
-    nodes = Path(f"{run.dag_file}.nodes.log")
-    reading = _Reading(session, run, _unread(session, nodes) > _MUCH)
-    for event in _new_events(session, nodes):
-        _apply_to_job(reading, event)
-    if run.kind == "dag":
-        _read_failed_scripts(reading)
+    _read_nodes_log(session, run, Path(f"{run.dag_file}.nodes.log"), most if more else None)
     if going and run.finished:
         _conclude(session, run)
+    return more
+
+
+def read_again(session: Session, run: Run, aside: Sequence[Path], heard: Heard) -> None:
+    """Enter what the logs of the pipeline `run`, of which nothing was read yet, tell.
+
+    `aside` are the logs of nodes before the present one. What is kept of what jobs said is `heard`:
+    their progress and usage, by cluster and process. Raises DamagedLog, as `read_logs`.
+    """
+    log = Path(f"{run.dag_file}.nodes.log")
+    for old in (log, Path(f"{run.dag_file}.dagman.log")):
+        if position := session.get(LogPosition, str(old)):
+            session.delete(position)
+            session.flush()
+    for event in _new_events(session, Path(f"{run.dag_file}.dagman.log")):
+        _apply_to_run(session, run, event)
+    reading = _Reading(session, run, heard)
+    try:
+        for path in aside:
+            start = LogPosition(path=str(path), inode=0, offset=0)
+            _apply_all(reading, cluster.read_events(path, start))
+            # As `resume` does it.
+            for stage in run.stages:
+                stage.outcome = stage.outcome if _succeeded(stage) else None
+        _apply_all(reading, _new_events(session, log))
+    finally:
+        reading.read_files()
+    if run.finished:
+        _conclude(session, run)
+
+
+def _apply_all(reading: _Reading, events: Iterator[Event]) -> None:
+    for chunk in _in_chunks(events):
+        reading.expect(chunk)
+        for event in chunk:
+            _apply_to_job(reading, event)
+
+
+def _read_nodes_log(session: Session, run: Run, log: Path, most: int | None = None) -> None:
+    reading = _Reading(session, run)
+    try:
+        _apply_all(reading, _new_events(session, log, most=most))
+        if run.kind == "dag":
+            _read_failed_scripts(reading)
+    finally:
+        reading.read_files()
+
+
+def _in_chunks(events: Iterator[Event]) -> Iterator[list[Event]]:
+    """`events` in lists; those before an error come before the error."""
+    chunk: list[Event] = []
+    try:
+        for event in events:
+            chunk.append(event)
+            if len(chunk) >= _MOST_AT_ONCE:
+                yield chunk
+                chunk = []
+    except cluster.DamagedLog:
+        yield chunk
+        raise
+    yield chunk
 
 
 def _read_job_logs(session: Session, run: Run) -> None:
     jobs = select(Job.log, Job.cluster).join(Stage).where(Stage.run_id == run.id).distinct()
     rows = list(session.execute(jobs))
     numbers = {number for _, number in rows}
-    reading: _Reading | None = None
+    reading = _Reading(session, run)
     for log in sorted({log for log, _ in rows if log}):
         # Jobs of many runs may share one log, and each run reads it for itself.
-        for event in _new_events(session, Path(log), f"{log}#{run.id}"):
-            if event.get("Cluster") in numbers:
-                reading = reading or _Reading(session, run, True)
+        for chunk in _in_chunks(_new_events(session, Path(log), f"{log}#{run.id}")):
+            ours = [event for event in chunk if event.get("Cluster") in numbers]
+            reading.expect(ours)
+            for event in ours:
                 _apply_to_job(reading, event)
     ads.conclude(session, run)
 
@@ -237,16 +338,36 @@ def _position(session: Session, path: Path, key: str) -> LogPosition | None:
     return position if position.offset < stat.st_size else None
 
 
-def _unread(session: Session, path: Path) -> int:
+def _news(session: Session, run: Run) -> int:
+    """How many bytes of its nodes' log are not read yet."""
+    path = Path(f"{run.dag_file}.nodes.log")
     position = _position(session, path, str(path))
     return path.stat().st_size - position.offset if position else 0
 
 
-def _new_events(session: Session, path: Path, key: str | None = None) -> Iterator[Event]:
-    """Events that were appended to the log at `path` since the last call for the same `key`."""
+def _new_events(
+    session: Session,
+    path: Path,
+    key: str | None = None,
+    most: int | None = None,
+    until_end: bool = False,
+) -> Iterator[Event]:
+    """Events that were appended to the log at `path` since the last call for the same `key`.
+
+    At most some `most` bytes of them; with `until_end` those before the end of the job.
+    """
     position = _position(session, path, key or str(path))
-    if position:
-        yield from cluster.read_events(path, position)
+    if position is None:
+        return
+    start = before = position.offset
+    for event in cluster.read_events(path, position):
+        if until_end and event["EventTypeNumber"] in (_TERMINATED, _ABORTED):
+            position.offset = before
+            return
+        before = position.offset
+        yield event
+        if most is not None and before - start >= most:
+            return
 
 
 def _apply_to_run(session: Session, run: Run, event: Event) -> None:
@@ -288,60 +409,74 @@ def _begin_again(session: Session, run: Run, number: int, when: float) -> None:
 
 
 class _Reading:
-    """The stages and jobs that a log of `run` tells of; with `all_at_once` loaded before.
+    """The stages and jobs that a log of `run` tells of, and what is to be read when it is read.
 
-    One query an event would take minutes for a DAG of ten thousand nodes.
+    They are loaded for many events at once: a query an event would take minutes for a DAG of ten
+    thousand nodes.
     """
 
-    def __init__(self, session: Session, run: Run, all_at_once: bool) -> None:
-        self.session, self.run = session, run
+    def __init__(self, session: Session, run: Run, heard: Heard | None = None) -> None:
+        self.session, self.run, self._heard = session, run, heard or {}
         self._stages: dict[str, Stage] = {}
+        self._clusters: dict[int, Stage] = {}
         self._jobs: dict[tuple[int, int], Job] = {}
         # The nodes whose stand-ins for a job were seen.
         self.without_job: dict[tuple[int, ...], Stage] = {}
-        self._all = all_at_once
-        if all_at_once:
-            for stage in session.scalars(self._query()):
-                self._add(stage)
+        # Jobs of which the log has told the end, each once, in that order.
+        self.ended: dict[Job, None] = {}
 
-    def _query(self) -> Any:
-        jobs = selectinload(Stage.jobs).selectinload(Job.states)
-        return select(Stage).where(Stage.run_id == self.run.id).options(jobs)
+    def expect(self, events: Sequence[Event]) -> None:
+        """Load what these events are about."""
+        names = {name for event in events if (name := cluster.node_name(event))}
+        numbers = {int(event["Cluster"]) for event in events} - {_NO_CLUSTER}
+        self._load(names - self._stages.keys(), numbers - self._clusters.keys())
 
-    def _add(self, stage: Stage) -> None:
-        self._stages[stage.name] = stage
-        self._jobs.update({(job.cluster, job.proc): job for job in stage.jobs})
+    def _load(self, names: Collection[str], numbers: Collection[int]) -> None:
+        if not (names or numbers):
+            return
+        jobs = selectinload(Stage.jobs)
+        parts = (Job.states, Job.checkpoints, Job.written)
+        ours = select(Job.stage_id).where(Job.cluster.in_(numbers))
+        query = select(Stage).where(Stage.run_id == self.run.id)
+        query = query.where(or_(Stage.name.in_(names), Stage.id.in_(ours)))
+        for stage in self.session.scalars(query.options(*map(jobs.selectinload, parts))):
+            self._stages[stage.name] = stage
+            self._jobs.update({(job.cluster, job.proc): job for job in stage.jobs})
+            self._clusters.update({job.cluster: stage for job in stage.jobs})
 
     def stage(self, name: str) -> Stage | None:
         """The stage called `name`; of a foreign DAG it is made when it was not known."""
-        if name not in self._stages and not self._all:
-            found = self.session.scalar(self._query().where(Stage.name == name))
-            if found:
-                self._add(found)
         if name not in self._stages and self.run.kind == "dag":
-            self._add(Stage(name=name, position=len(self.run.stages), needs=[], jobs=[]))
+            self._load({name}, ())
+        if name not in self._stages and self.run.kind == "dag":
+            self._stages[name] = Stage(name=name, position=len(self.run.stages), needs=[], jobs=[])
             self.run.stages.append(self._stages[name])
         return self._stages.get(name)
 
     def job(self, number: int, proc: int) -> Job | None:
         """The job of the run with that cluster and process."""
-        if (number, proc) not in self._jobs and not self._all:
-            found = self.session.scalar(
-                self._query().join(Job).where(Job.cluster == number, Job.proc == proc)
-            )
-            if found:
-                self._add(found)
         return self._jobs.get((number, proc))
+
+    def read_files(self) -> None:
+        """Read what the jobs that have ended left in the folders of their stages."""
+        if self.run.kind == "pipeline":
+            _read_files(self.session, self.run, list(self.ended))
+        self.ended.clear()
 
     def stage_of(self, number: int) -> Stage | None:
         """The stage that the cluster is of."""
-        return next((job.stage for (one, _), job in self._jobs.items() if one == number), None)
+        return self._clusters.get(number)
 
     def submitted(self, stage: Stage, number: int, proc: int, when: float) -> Job:
         """A job of the stage that was not known."""
         latest = stage.jobs[-1] if stage.jobs else None
         attempt = latest.attempt + (latest.cluster != number) if latest else 1
+        progress, usage = self._heard.get((number, proc), (None, None))
         job = Job(
+            progress=progress,
+            usage=dict(usage or {}),
+            metrics=[],
+            results=[],
             schedd=self.run.schedd,
             cluster=number,
             proc=proc,
@@ -352,10 +487,10 @@ class _Reading:
             states=[],
             checkpoints=[],
             written=[],
-            usage={},
         )
         stage.jobs.append(job)
         self._jobs[number, proc] = job
+        self._clusters[number] = stage
         return job
 
 
@@ -394,9 +529,7 @@ def _apply_to_job(reading: _Reading, event: Event) -> None:
         job.exit_code, job.signal = code, signal
         _read_slot(job, event)
         _read_usage(job, event)
-        if reading.run.kind == "pipeline":
-            _read_metrics(reading.session, reading.run, job)
-            read_record(job)
+        reading.ended[job] = None
     if state in {"completed", "failed", "removed"}:
         job.finished = when
     if kind == _HELD:
@@ -462,34 +595,52 @@ def _apply_chirp(job: Job, ad: cluster.Ad) -> None:
     _add_checkpoint(job, _record(ad.get("ChirpCheckpoint")), f"job's sandbox on {job.host}")
 
 
-def _read_metrics(session: Session, run: Run, job: Job) -> None:
-    """The lines that a finished job's ``metrics.jsonl`` holds; lines that are none are passed."""
-    folder = run.path / job.stage.name
+def _read_files(session: Session, run: Run, jobs: Sequence[Job]) -> None:
+    """What each of these jobs, which have ended, left in the folder of its stage."""
+    session.flush()  # rows refer to the jobs'
+    metrics: list[Json] = []
+    results: list[Json] = []
+    for job in jobs:
+        if job.attempt == job.stage.jobs[-1].attempt:
+            # A later attempt would have written over it.
+            _read_metrics(run.path / job.stage.name, job, metrics, results)
+        read_record(job)
+    for table, rows in ((Metric, metrics), (Result, results)):
+        told = [row["job_id"] for row in rows]
+        for start in range(0, len(told), _MOST_AT_ONCE):
+            # An end that is told twice, as by a schedd that was killed, counts once.
+            again = set(told[start : start + _MOST_AT_ONCE])
+            session.execute(delete(table).where(table.job_id.in_(again)))
+        if rows:
+            session.execute(insert(table), rows)
+
+
+def _read_metrics(folder: Path, job: Job, metrics: list[Json], results: list[Json]) -> None:
+    """The rows in the job's ``metrics.jsonl`` are added; lines that are none are passed."""
     try:
         lines = (folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
-    session.flush()  # its rows refer to the job's
-    metrics: dict[tuple[int, str], Metric] = {}
-    results: list[Result] = []
+    mine: dict[tuple[int, str], Json] = {}
+    position = 0
     records = [_record(line) for line in lines]
     job.progress = progress.ended(job, (r for r in records if r.get("kind") == "progress"))
     for record in records:
         kind = record.get("kind")
         if kind == "progress" and (told := progress.parse(record)):
+            epoch, when = told["epoch"], told["time"]
             for name, value in told["metrics"].items():
                 # An evicted job may have done an epoch twice: the later line counts.
-                epoch = told["epoch"]
-                metrics[epoch, name] = Metric(
-                    job_id=job.id, epoch=epoch, name=name, value=value, time=told["time"]
-                )
+                row = {"job_id": job.id, "epoch": epoch, "name": name, "value": value}
+                mine[epoch, name] = {**row, "time": when}
         elif kind == "checkpoint":
             _add_checkpoint(job, record, str(folder / str(record.get("path"))))
         elif kind == "result" and isinstance(values := record.get("values"), dict):
             with suppress(ValueError):
                 check_result(values)
-                results.append(Result(job_id=job.id, position=len(results), values=values))
-    session.add_all([*metrics.values(), *results])
+                results.append({"job_id": job.id, "position": position, "values": values})
+                position += 1
+    metrics += mine.values()
 
 
 def _add_checkpoint(job: Job, record: Event, place: str) -> None:

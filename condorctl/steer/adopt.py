@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from condorctl.condor import cluster, dagman
 from condorctl.errors import UserError
-from condorctl.ledger import Job, Ledger, LogPosition, Run, Stage, ads, events, find
+from condorctl.ledger import Job, Ledger, LogPosition, Run, Stage, ads, events, find, runfile
 
 _CLUSTER = re.compile(r"(?:(?P<schedd>.+)#)?(?P<cluster>\d{1,10})(?:\.(?P<proc>\d{1,10}))?")
 _RUN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
@@ -173,6 +173,7 @@ def _adopt_cluster(
         ads.conclude(session, run)
         chosen = run.name
     events.sync(ledger)
+    runfile.keep(ledger, chosen)
     return chosen
 
 
@@ -273,6 +274,7 @@ def _enter_dag(ledger: Ledger, told: _Dag, schedd: str, name: str | None, exact:
     )
     with ledger.session() as session:
         ads.recall(find.run(session, chosen), past)
+    runfile.keep(ledger, chosen)
     return chosen
 
 

@@ -16,8 +16,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from condorctl import paths
 from condorctl.errors import UserError
-from condorctl.ledger import Ledger, Run, events, find, sharing
+from condorctl.ledger import Ledger, Run, events, find, runfile, sharing
+from condorctl.submit import drafts
 
 Json = dict[str, Any]
 
@@ -59,9 +61,20 @@ def clean(
     if not dry_run:
         # Removing takes its time: nobody waits for the ledger meanwhile.
         for one, going in found:
-            _remove(Path(one["folder"]), going)
+            folder = Path(one["folder"])
+            with ledger.session() as session:
+                find.run(session, one["run"]).cleaned = time.time()
+            # It holds what the folder does, before that goes: a ledger may be lost later.
+            runfile.keep(ledger, one["run"])
+            if keep_outputs:
+                _remove(folder, going)
+            elif folder.is_dir():
+                drafts.remove(folder)
             with ledger.session() as session:
                 _mark(find.run(session, one["run"]))
+            runfile.keep(ledger, one["run"])
+        for runs in {Path(one["folder"]).parent for one, _ in found} | {paths.runs()}:
+            drafts.sweep(runs)
     freed = [one for one, _ in found]
     return {"runs": freed, "bytes": sum(one["bytes"] for one in freed), "dry_run": dry_run}
 
@@ -127,7 +140,7 @@ def _remove(folder: Path, going: Sequence[Path]) -> None:
 
 
 def _mark(run: Run) -> None:
-    run.cleaned = time.time()
+    """Checkpoints that are gone have no place any more."""
     for stage in run.stages:
         for job in stage.jobs:
             for checkpoint in job.checkpoints:

@@ -11,18 +11,16 @@ from __future__ import annotations
 import getpass
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from condorctl.condor import cluster
 from condorctl.errors import UserError
-from condorctl.ledger import Ledger, Run, events, find
-from condorctl.submit import spool
+from condorctl.ledger import Ledger, Run, events, find, runfile
+from condorctl.submit import drafts, spool
 
 Json = dict[str, Any]
-
-# Seconds within which a DAG that is being submitted is in the queue.
-_UNDER_WAY_S = 60
 
 
 def resume(ledger: Ledger, name: str | None) -> Json:
@@ -36,9 +34,18 @@ def resume(ledger: Ledger, name: str | None) -> Json:
     with ledger.session() as session:
         run = find.run(session, name)
         _check(run, schedd)
+        chosen, folder = run.name, run.path
+    with drafts.at_work(folder):
+        return _resume(ledger, chosen, schedd)
+
+
+def _resume(ledger: Ledger, chosen: str, schedd: str) -> Json:
+    with ledger.session() as session:
+        run = find.run(session, chosen)
+        _check(run, schedd)
         dag = Path(run.dag_file or "")
         before = (run.cluster, run.state, run.finished, run.exit_code, run.problem)
-        chosen, spooled, old, kept = run.name, run.spooled, run.cluster, _done(run)
+        spooled, old, kept = run.spooled, run.cluster, _done(run)
         left = [stage.name for stage in run.stages if stage.name not in kept]
         resumes = [*run.provenance.get("resumes", []), {"time": int(time.time()), "dag": old}]
         run.provenance = {**run.provenance, "resumes": resumes}
@@ -51,6 +58,7 @@ def resume(ledger: Ledger, name: str | None) -> Json:
     log = Path(f"{dag}.nodes.log")
     aside = log.with_name(f"{log.name}.{old or len(resumes)}")
     try:
+        runfile.keep(ledger, chosen)
         rescue = _rescue(dag, kept)
         if log.exists():
             log.rename(aside)
@@ -63,9 +71,12 @@ def resume(ledger: Ledger, name: str | None) -> Json:
             run.cluster, run.state, run.finished, run.exit_code, run.problem = before
             run.earlier = [one for one in run.earlier if one != old]
             run.provenance = {**run.provenance, "resumes": resumes[:-1]}
+        with suppress(OSError):
+            runfile.keep(ledger, chosen)
         raise
     with ledger.session() as session:
         find.run(session, chosen).cluster = number
+    runfile.keep(ledger, chosen)
     return {"run": chosen, "dag": number, "rescue": str(rescue), "kept": kept, "left": left}
 
 
@@ -90,10 +101,6 @@ def _check(run: Run, schedd: str) -> None:
             raise UserError(f"{name}: its DAGMan is held: `condorctl release {name}`", 1)
         state = "its last jobs are being removed" if run.finished else f"it is {run.state}"
         raise UserError(f"{name} is still in the queue, {state}: there is nothing to resume", 1)
-    # A DAGMan that is in no queue and never said its end is gone for good: its pool was, too.
-    latest = [run.submitted, *(one["time"] for one in run.provenance.get("resumes", []))][-1]
-    if not run.finished and run.cluster is None and time.time() - latest < _UNDER_WAY_S:
-        raise UserError(f"{name} is just being submitted: `condorctl status {name}`", 1)
 
 
 def _done(run: Run) -> list[str]:
@@ -128,5 +135,6 @@ def _rescue(dag: Path, kept: list[str]) -> Path:
     file = dag.with_name(f"{dag.name}.rescue{number:03}")
     lines = ["# Written by condorctl: DAGMan ended without a rescue file.", ""]
     done = [*kept, *sorted(told - set(kept))]
-    file.write_text("\n".join([*lines, *(f"DONE {name}" for name in done), ""]), encoding="utf-8")
-    return file
+    draft = file.with_name(f".{file.name}")
+    draft.write_text("\n".join([*lines, *(f"DONE {name}" for name in done), ""]), encoding="utf-8")
+    return draft.replace(file)

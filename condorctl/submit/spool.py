@@ -23,7 +23,7 @@ from sqlalchemy import select
 
 from condorctl.condor import cluster, submit_language
 from condorctl.errors import UserError
-from condorctl.ledger import Ledger, LogPosition, Run, sharing
+from condorctl.ledger import Ledger, LogPosition, Run, runfile, sharing
 from condorctl.submit import content
 from condorctl.submit.snapshot import Snapshot
 
@@ -94,6 +94,8 @@ def submit(dag: Path, batch_name: str) -> int:
 
     Raises Unreachable when the schedd does not answer, UserError when it refuses.
     """
+    import classad2
+
     htcondor, schedd, location = cluster.connection()
     staging = dag.parent / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
@@ -120,9 +122,12 @@ def submit(dag: Path, batch_name: str) -> int:
             description["environment"] = str(submit_language.environment(_environment(dag)))
             description["should_transfer_files"] = "YES"
             names = (path.name for path in Path().iterdir())
-            files = sorted(name for name in names if not name.startswith(_STAGING))
+            ours = (_STAGING, runfile.FILE)
+            files = sorted(name for name in names if not name.startswith(ours))
             description["transfer_input_files"] = str(submit_language.file_list(files))
             description["leave_in_queue"] = _LEAVE_IN_QUEUE
+            # Whoever is killed before the answer comes finds it again by this.
+            description[f"My.{cluster.FOLDER}"] = classad2.quote(str(dag.parent))
             result = schedd.submit(description, spool=True)
         except (htcondor.HTCondorException, KeyError) as error:
             raise cluster.refused(f"{dag.name}: HTCondor refuses the DAG", error) from None

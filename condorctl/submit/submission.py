@@ -6,7 +6,6 @@ import contextlib
 import getpass
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from sqlalchemy.orm import Session
 from condorctl import paths, pool
 from condorctl.condor import cluster
 from condorctl.errors import UserError
-from condorctl.ledger import Ledger, Run, Stage, events, find
+from condorctl.ledger import Ledger, Run, Stage, events, find, runfile
 from condorctl.pool import elsewhere
 from condorctl.spec import reader
 from condorctl.spec.pipeline import Pipeline
-from condorctl.submit import provenance, render, reuse, snapshot, spool
+from condorctl.submit import drafts, provenance, render, reuse, snapshot, spool
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,7 @@ def submit(
     schedd = cluster.schedd_name()
     events.sync(ledger)
     runs = paths.runs()
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".new-", dir=runs))
-    except OSError as error:
-        raise UserError(f"{runs}: {error.strerror}") from None
-    folder: Path | None = None
-    try:
+    with drafts.new(runs) as draft:
         # Files are copied and hashed while nobody waits for the ledger.
         taken = snapshot.take(ledger, pipeline, draft)
         texts = {
@@ -87,29 +80,37 @@ def submit(
                 spool.make_absolute(draft)
             cluster.check_dag(dag)
             shutil.copy2(file, draft / "spec.yaml")
-            # The rename takes the name for good: it fails where another run has just taken it.
-            draft.rename(run.path)
+            runfile.write(draft / runfile.FILE, runfile.of(session, run))
             chosen, folder = run.name, run.path
-    except BaseException:
-        shutil.rmtree(folder or draft, ignore_errors=True)
-        raise
-    try:
+        # An entry without a folder is forgotten by the next who looks; a folder of that name
+        # without an entry would stay for ever.
+        try:
+            draft.rename(folder)
+        except BaseException:
+            _forget(ledger, chosen)
+            raise
         send = spool.submit if elsewhere.schedd() else cluster.submit_dag
-        cluster_id = send(folder / dag.name, chosen)
-    except UserError:
-        # Refused, so nothing runs. After any other end the DAG may be in the queue: its log tells.
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            cluster_id = send(folder / dag.name, chosen)
+        except UserError:
+            # Refused, so nothing runs. After any other end the DAG may be queued: its log tells.
+            drafts.remove(folder)
+            _forget(ledger, chosen)
+            raise
         with ledger.session() as session:
-            session.delete(find.run(session, chosen))
-        raise
-    with ledger.session() as session:
-        find.run(session, chosen).cluster = cluster_id
+            find.run(session, chosen).cluster = cluster_id
+    runfile.keep(ledger, chosen)
     large = [
         f"input {one.source} is used where it is, for its size: leave it as it is while "
         f"{chosen} runs"
         for one in taken.in_place
     ]
     return Submitted(chosen, plan.why, [*large, *reuse.explain(plan)])
+
+
+def _forget(ledger: Ledger, name: str) -> None:
+    with ledger.session() as session:
+        session.delete(find.run(session, name))
 
 
 def _entry(session: Session, pipeline: Pipeline, runs: Path, schedd: str) -> Run:

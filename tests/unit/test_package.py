@@ -74,9 +74,24 @@ def test_help_waits_for_no_heavy_import(installed: Path, project: Path) -> None:
     assert python(installed, code) == "[]"
 
 
+def test_a_wheel_brings_older_ledgers_up_to_date(installed: Path, project: Path) -> None:
+    code = (
+        "from condorctl import paths\n"
+        "from condorctl.ledger import Base, LAYOUT, Ledger, migrations\n"
+        "from condorctl.ledger.database import Database, _version\n"
+        "with Database(paths.ledger()).engine.begin() as connection:\n"
+        "    _version.create(connection)\n"
+        "    migrations.upgrade(connection, migrations.layouts()[0])\n"
+        "Ledger(paths.ledger())\n"
+        "print(migrations.layouts()[-1] == str(LAYOUT))"
+    )
+    assert python(installed, code) == "True"
+
+
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    names = [name for name in commands if name != "pool"]
-    names += [f"pool {name}" for name in commands["pool"].commands]
+    names = [name for name in commands if name not in ("pool", "ledger")]
+    for group in ("pool", "ledger"):
+        names += [f"{group} {name}" for name in commands[group].commands]
     assert [name for name in names if f"condorctl {name}" not in readme] == []
