@@ -270,6 +270,17 @@ def follow(run: str | None = None) -> Json:
     return following.follow(ledger, name, terminal.console(), quiet=True)
 
 
+def checkpoints(run: str | None = None) -> Json:
+    """What the stages of a run have left to go on from, and where it is (`view.checkpoints`).
+
+    Returns `run`, and `checkpoints`, each with `stage`, `job`, `path`, `epoch`, `number`, `bytes`,
+    `sha256`, `places`, and whether it is the `newest` of its stage.
+    """
+    from condorctl.view import checkpoints as kept
+
+    return kept.load(open_ledger(), run)
+
+
 def cost(runs: Sequence[str] = (), all: bool = False) -> Json:
     """CPU- and GPU-hours of runs, the latest one if none is named: useful, repeated, wasted.
 

@@ -119,20 +119,25 @@ def load(options: config.Data, root: str | None, device: torch.device | str = "c
     )
 
 
-def shuffled_batches(part: Part, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of (images, labels); the last batch may be smaller.
+def shuffled(part: Part) -> Tensor:
+    """An order of the part's images for one epoch, int64 (N,) on the CPU.
 
-    The order comes from torch's CPU generator: the same on every device.
+    It comes from torch's CPU generator: the same on every device.
     """
-    order = torch.randperm(len(part)).to(part.labels.device)
-    for index in order.split(batch_size):
-        yield part.images(index), part.labels[index]
+    return torch.randperm(len(part))
 
 
-def batches(part: Part, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images, labels) of the whole part in its order; the last batch may be smaller."""
-    for start in range(0, len(part), batch_size):
-        index = slice(start, start + batch_size)
+def batches(
+    part: Part, batch_size: int, order: Tensor | None = None, done: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images, labels) of the whole part, less the first `done` batches; the last may be smaller.
+
+    In the part's own order, or in that of `order`, int64 (N,).
+    """
+    order = None if order is None else order.to(part.labels.device)
+    for start in range(done * batch_size, len(part), batch_size):
+        where = slice(start, start + batch_size)
+        index = where if order is None else order[where]
         yield part.images(index), part.labels[index]
 
 

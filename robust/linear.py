@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust import checkpoint
 from robust.attacks import pgd_attack
@@ -84,6 +84,9 @@ class LinearEvaluation(Stage):
             return list(self.network.linear.parameters())
         head = self.embed.projector.parameters() if self.config.linear.contrastive else ()
         return [*self.network.parameters(), *head]
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {**super().modules(), "projector": self.embed.projector}
 
     def begin(self, epoch: int) -> None:
         self.embed.train(self.config.linear.finetune)

@@ -158,7 +158,7 @@ class ScoredPruning:
     at those counts, then weights move from layer to layer while their total stays.
 
     Its state are `scores` and `masks` (which settle ties): to resume, build it on the dense model,
-    set both, and `install`.
+    set both, and the model's weights.
     """
 
     def __init__(self, model: nn.Module, keep: float, options: Prune) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust import checkpoint, views
 from robust.attacks import instance_attack
@@ -53,6 +53,9 @@ class Pretraining(Stage):
         # `linear` takes no part: it gets neither gradient nor decay.
         encoder = (p for n, p in self.network.named_parameters() if not n.startswith("linear."))
         return [*encoder, *self.projector.parameters()]
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {**super().modules(), "projector": self.projector}
 
     def begin(self, epoch: int) -> None:
         self.embed.train()

@@ -7,6 +7,7 @@ optimiser holds and in what happens around its step.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,15 @@ class Scoring(Training):
 
     def after_step(self) -> None:
         self.pruning.install()
+
+    def state(self) -> dict[str, Any]:
+        return {"scores": self.pruning.scores, "masks": self.pruning.masks}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        for name, score in self.pruning.scores.items():
+            score.copy_(state["scores"][name])
+            self.pruning.masks[name].copy_(state["masks"][name])
 
     def snapshot(self, network: ResNet, epoch: int) -> Checkpoint:
         made = super().snapshot(network, epoch)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condorctl import job
 from condorctl.errors import UserError
@@ -15,9 +16,10 @@ from robust import checkpoint
 from robust.attacks import correct, withstands
 from robust.checkpoint import Checkpoint, DataCard
 from robust.config import Adversary, Averaged, Config, Optimisation, Pretrain, Supervised
-from robust.data import Dataset, Part, batches, shuffled_batches
+from robust.data import Dataset, Part, batches, shuffled
 from robust.models import ResNet, Twin
 from robust.optim import Average, build, perturbed
+from robust.resume import Loop
 
 
 class Stage(ABC):
@@ -61,6 +63,17 @@ class Stage(ABC):
     def after_step(self) -> None:  # noqa: B027
         """After the optimiser."""
 
+    def modules(self) -> dict[str, nn.Module]:
+        """All modules that training changes, by name."""
+        return {"network": self.network}
+
+    def state(self) -> dict[str, Any]:
+        """What else training changes: tensors and plain values."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Put back what `state` returned."""
+
     def measure(self, network: ResNet) -> dict[str, float]:
         """Figures of the validation part for the epoch's report."""
         return accuracies(network, self.dataset.validation, self.config.adversary)
@@ -80,6 +93,7 @@ class Stage(ABC):
 def fit(stage: Stage, part: Part, out: str) -> str:
     """Train on `part`, save to `out` after each epoch (the best alone with `select = best`).
 
+    An interrupted run of the same work goes on where its last checkpoint stands (`resume`).
     Returns the content hash of the last checkpoint saved. Raises UserError when the loss diverges.
     """
     options = stage.options
@@ -89,12 +103,14 @@ def fit(stage: Stage, part: Part, out: str) -> str:
     decay = options.ema if isinstance(options, Averaged) else 0.0
     average = Average(stage.network, decay) if decay else None
     kept = stage.network if average is None else average.model
-    best, digest = -1.0, ""
-    for epoch in range(1, options.epochs + 1):
-        stage.begin(epoch)
-        gamma = _awp(options, epoch)
-        total = torch.zeros((), device=part.labels.device)
-        for images, labels in shuffled_batches(part, options.batch_size):
+    loop = Loop(stage, optimizer, scheduler, average, torch.zeros((), device=part.labels.device))
+    loop.begin_or_go_on()
+    while loop.epoch <= options.epochs:
+        stage.begin(loop.epoch)
+        gamma = _awp(options, loop.epoch)
+        if loop.order is None:
+            loop.order = shuffled(part)
+        for images, labels in batches(part, options.batch_size, loop.order, loop.batch):
             batch = stage.attack(images, labels)
             optimizer.zero_grad()
             with perturbed(stage.network, partial(stage.loss, *batch), gamma):
@@ -106,15 +122,25 @@ def fit(stage: Stage, part: Part, out: str) -> str:
             scheduler.step()
             if average is not None:
                 average.update(stage.network)
-            total += loss.detach() * len(images)
+            loop.total += loss.detach() * len(images)
+            loop.batch += 1
+            loop.save_if_due(out)
         metrics = stage.measure(kept)
-        _report(stage.name, epoch, options.epochs, total.item() / len(part), metrics)
-        if isinstance(options, Supervised) and options.select == "best":
-            if metrics["val_pgd"] <= best:
-                continue
-            best = metrics["val_pgd"]
-        digest = checkpoint.save(stage.snapshot(kept, epoch), out)
-    return digest
+        _report(stage.name, loop.epoch, options.epochs, loop.total.item() / len(part), metrics)
+        if _is_to_be_saved(options, metrics, loop):
+            loop.digest = checkpoint.save(stage.snapshot(kept, loop.epoch), out)
+        loop.next_epoch()
+    loop.end()
+    return loop.digest
+
+
+def _is_to_be_saved(options: Optimisation, metrics: dict[str, float], loop: Loop) -> bool:
+    """Whether this epoch is the one to keep: any that is the last so far, or the best so far."""
+    if not (isinstance(options, Supervised) and options.select == "best"):
+        return True
+    better = metrics["val_pgd"] > loop.best
+    loop.best = max(loop.best, metrics["val_pgd"])
+    return better
 
 
 def seed_everything(seed: int) -> None:

@@ -124,6 +124,26 @@ def _watch(run: str | None, as_json: bool) -> None:
 
 
 @app.command()
+def checkpoints(run: RunName = None, as_json: Json = False) -> None:
+    """List the checkpoints of a run: epoch, bytes, SHA-256, where they are; newest first, marked.
+
+    A stage that is done keeps its outputs alone. `condorctl fetch JOB PATH` brings one.
+    """
+    from condorctl.view import listings
+
+    found = api.checkpoints(run)
+    if as_json:
+        terminal.print_json(found)
+        return
+    if not found["checkpoints"]:
+        raise UserError(
+            f"{found['run']} has no checkpoints: {found['note'] or 'none was told of'}", 1
+        )
+    terminal.console().print(listings.checkpoints(found))
+    terminal.complain([found["note"]] if found["note"] else [])
+
+
+@app.command()
 def cost(
     runs: RunNames = None,
     every: Annotated[bool, typer.Option("--all", help="Every run in the ledger.")] = False,

@@ -117,11 +117,12 @@ def save(
     ``checkpoint_interval``, when that time is over. Raises OSError when the disk is full.
     """
     folder, of = Folder(Path(FOLDER)), dict(of or {})
-    recorded = [records.METRICS_FILE] if Path(records.METRICS_FILE).exists() else []
-    made = folder.add(write, epoch, of, list(dict.fromkeys([*recorded, *files])))
+    # That nothing is recorded yet is to be put back, too.
+    Path(records.METRICS_FILE).touch()
+    made = folder.add(write, epoch, of, [records.METRICS_FILE, *files], _loop.settings.job)
     folder.prune(of)
     _loop.saved = time.monotonic()
-    told = {"path": f"{FOLDER}/{made.state.name}", "epoch": epoch}
+    told = {"path": f"{FOLDER}/{made.state.name}", "epoch": epoch, "number": made.number}
     told |= {"bytes": made.state.bytes, "sha256": made.state.sha256}
     chirp.set_attribute(records.CHECKPOINT_ATTRIBUTE, told)
     _copy(folder, made)
@@ -137,6 +138,8 @@ def clear(of: Mapping[str, str] | None = None) -> None:
     """Remove the checkpoints of work that is done: there is nothing to go on from."""
     folder = Folder(Path(FOLDER))
     folder.prune(dict(of or {}), keep=0)
+    if not _stop.is_set() and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if folder.path.is_dir() and not any(folder.path.iterdir()):
         folder.path.rmdir()
 
@@ -174,10 +177,10 @@ def _copy(folder: Folder, made: Checkpoint) -> None:
                 connection.remove(f"{there}/{name}")
     except chirp.NotAllowed as error:
         _loop.refused = True
-        _tell(
-            f"checkpoints stay on this node: {error}; checkpoint_interval has HTCondor bring them, "
-            "else when_to_transfer_output = ON_EXIT_OR_EVICT in the template"
+        mend = (
+            "" if _loop.settings.brought else "; the stage's key checkpoint_interval has it do so"
         )
+        _tell(f"{error}: checkpoints leave this node only when HTCondor brings them{mend}")
     except OSError as error:
         # The submit side may be away for a while; this checkpoint stays here, the next one tries.
         _tell(f"checkpoint {made.number} was not copied to the submit side: {error}")

@@ -5,7 +5,7 @@ the script wrote, and files that belong to it, such as ``metrics.jsonl`` at that
 called after its own SHA-256, so two folders can be poured into one, an unchanged file is kept and
 sent once, and a damaged one is known.
 
-    {"format": 1, "number": 7, "epoch": 3, "time": ..., "of": {...},
+    {"format": 1, "number": 7, "epoch": 3, "time": ..., "job": "12.0", "of": {...},
      "state": {"sha256": ..., "bytes": ...}, "files": {"metrics.jsonl": {"sha256": ..., ...}}}
 """
 
@@ -31,6 +31,8 @@ KEPT = 2
 _FORMAT = 1
 _MANIFEST = re.compile(r"\d{6,}-([0-9a-f]{16})\.json")
 _PART = re.compile(r"[0-9a-f]{16}\.part")
+# What a copy to the submit side is called until it is whole.
+_COPIED = re.compile(r".+\.partial")
 _PARTIAL = re.compile(r"\.(\d+)\.partial")
 
 Tell = Callable[[str], None]
@@ -52,12 +54,14 @@ class Part:
 class Checkpoint:
     """What a manifest says. `number` counts a job's checkpoints, `time` is in Unix seconds.
 
-    `of` is what the script says it is a checkpoint of, `files` what goes back to where it was.
+    `job` is the one that wrote it, None outside a pool; `of` is what the script says it is a
+    checkpoint of; `files` are those that go back to where they were.
     """
 
     number: int
     epoch: int
     time: float
+    job: str | None
     of: dict[str, str]
     state: Part
     files: dict[str, Part]
@@ -115,6 +119,7 @@ class Folder:
         epoch: int,
         of: Mapping[str, str],
         files: Sequence[str],
+        job: str | None = None,
     ) -> Checkpoint:
         """Keep what `write` writes, with `files` as they are now, as the newest. Raises OSError."""
         self.path.mkdir(exist_ok=True)
@@ -123,11 +128,12 @@ class Folder:
             number=max(numbers, default=0) + 1,
             epoch=epoch,
             time=round(time.time(), 3),
+            job=job,
             of=dict(of),
             state=self._store(write),
             files={name: self._store(_copier(name)) for name in files},
         )
-        atomic.write(self.path / made.name, lambda partial: Path(partial).write_bytes(made.text()))
+        self._write(lambda partial: Path(partial).write_bytes(made.text()), lambda _: made.name)
         return made
 
     def prune(self, of: Mapping[str, str], keep: int = KEPT) -> None:
@@ -144,6 +150,11 @@ class Folder:
             if not _is_being_written(file):
                 file.unlink(missing_ok=True)
 
+    def empty(self) -> None:
+        """Remove all checkpoints of all work."""
+        for file in [*self._files(_MANIFEST), *self._files(_PART), *self._files(_COPIED)]:
+            file.unlink(missing_ok=True)
+
     def remove(self, one: Checkpoint) -> None:
         """Remove a checkpoint that is of no use; what it named goes with the next `prune`."""
         (self.path / one.name).unlink(missing_ok=True)
@@ -156,11 +167,15 @@ class Folder:
             atomic.write(target, _copier(self.path / part.name))
 
     def _store(self, write: Callable[[str], object]) -> Part:
+        return self._write(write, lambda part: part.name)
+
+    def _write(self, write: Callable[[str], object], name: Callable[[Part], str]) -> Part:
+        """Have `write` make a file; put it under the name that is asked for once it is whole."""
         partial = self.path / f".{os.getpid()}.partial"
         try:
             write(str(partial))
             part = Part(*atomic.settle(partial))
-            atomic.replace(partial, self.path / part.name)
+            atomic.replace(partial, self.path / name(part))
         finally:
             partial.unlink(missing_ok=True)
         return part

@@ -13,7 +13,9 @@ from pathlib import Path
 # Seconds between two checkpoints, and two copies of them, where nothing else is said.
 EVERY_S = 60.0
 
-_ATTRIBUTE = re.compile(r'(Condorctl\w+) = (?:"([^"]*)"|(\d+))')
+_ATTRIBUTE = re.compile(
+    r'(Condorctl\w+|ClusterId|ProcId|WhenToTransferOutput) = (?:"([^"]*)"|(\d+))'
+)
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,15 @@ class Settings:
     """`folder` is where copies go, relative to the job's Iwd, None outside a job of condorctl's.
 
     `interval_s` is the time after which the job exits with 85, None when HTCondor would take that
-    for a failure; `copy_s` the least time between two copies.
+    for a failure; `copy_s` the least time between two copies; `brought` whether HTCondor itself
+    brings the files along when it evicts the job. `job` is ``cluster.proc``.
     """
 
     folder: str | None = None
     interval_s: float | None = None
     copy_s: float = EVERY_S
+    brought: bool = False
+    job: str | None = None
     in_pool: bool = False
 
     @property
@@ -47,5 +52,7 @@ class Settings:
             folder=found.get("CondorctlCheckpoints"),
             interval_s=float(interval) if interval else None,
             copy_s=float(copy) if copy else EVERY_S,
+            brought=found.get("WhenToTransferOutput") == "ON_EXIT_OR_EVICT",
+            job=f"{found.get('ClusterId')}.{found.get('ProcId')}",
             in_pool=True,
         )

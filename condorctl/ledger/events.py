@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from condorctl.condor import cluster, dagman
 from condorctl.job import METRICS_FILE, check_result
+from condorctl.job.folder import FOLDER, Folder
 from condorctl.ledger import (
     Checkpoint,
     Job,
@@ -605,6 +606,10 @@ def _read_files(session: Session, run: Run, jobs: Sequence[Job]) -> None:
             # A later attempt would have written over it.
             _read_metrics(run.path / job.stage.name, job, metrics, results)
         read_record(job)
+        if job.state == "completed":
+            # A stage that is done goes on from nowhere, and its checkpoints may be large.
+            with suppress(OSError):
+                Folder(job.stage.folder / FOLDER).empty()
     for table, rows in ((Metric, metrics), (Result, results)):
         told = [row["job_id"] for row in rows]
         for start in range(0, len(told), _MOST_AT_ONCE):
@@ -650,7 +655,7 @@ def _add_checkpoint(job: Job, record: Event, place: str) -> None:
         return
     if not (progress.is_count(epoch) and progress.is_count(size)):
         return
-    same_path = [old for old in job.checkpoints if old.path == path]
+    same_path = [old for old in job.checkpoints if _slot(old.path) == _slot(path)]
     known = next((old for old in same_path if old.sha256 == sha256), None)
     if known is None:
         known = Checkpoint(path=path, epoch=epoch, bytes=size, sha256=sha256)
@@ -659,6 +664,11 @@ def _add_checkpoint(job: Job, record: Event, place: str) -> None:
         for old in same_path:
             old.place = None
         known.place = place
+
+
+def _slot(path: str) -> str:
+    """What a later checkpoint takes the place of: its own path, or all that a job goes on from."""
+    return FOLDER if path.startswith(f"{FOLDER}/") else path
 
 
 def _record(text: object) -> Event:

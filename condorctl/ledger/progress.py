@@ -64,7 +64,8 @@ def ended(job: Job, records: Iterable[Json]) -> Json | None:
     begun = _begun(job)
     written: list[Json] = []
     for one in told:
-        if one["time"] is not None:
+        # What is older came with a checkpoint of an earlier attempt.
+        if one["time"] is not None and not (begun and one["time"] < begun[0] <= told[-1]["time"]):
             _extend(written, _start(begun, one["time"]), [(one["epoch"], one["time"])])
     # What an evicted start wrote is lost where its files were not brought back.
     known = {span["start"] for span in written}

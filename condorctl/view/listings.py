@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from condorctl.view.screen import COLOURS, plain_grid, text
-from condorctl.view.status import age, duration
+from condorctl.view.status import age, duration, size
 
 Json = dict[str, Any]
 
@@ -62,6 +62,26 @@ def work(queue: Json) -> Table:
             *(str(one["jobs"].get(state, "")) for state in ("running", "idle", "held")),
             age(one["age_s"]),
             text(one["run"] or ""),
+        )
+    return grid
+
+
+def checkpoints(found: Json) -> Table:
+    """What `api.checkpoints` returns as a table; `>` marks the newest of a stage."""
+    grid = plain_grid()
+    for name in ("", "stage", "job", "epoch", "size", "sha256", "path", "place"):
+        right = name in {"epoch", "size"}
+        grid.add_column(name, justify="right" if right else "left", no_wrap=name != "place")
+    for one in found["checkpoints"]:
+        grid.add_row(
+            ">" if one["newest"] else "",
+            text(one["stage"]),
+            text(one["job"] or ""),
+            str(one["epoch"]),
+            size(one["bytes"]),
+            text(one["sha256"][:12]),
+            text(one["path"]),
+            text(", ".join(one["places"])),
         )
     return grid
 

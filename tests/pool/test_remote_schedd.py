@@ -234,6 +234,46 @@ def test_a_run_elsewhere_goes_on_after_it_failed(
     assert (folder / "b" / "b.txt").read_text() == "a\n"
 
 
+def test_a_run_elsewhere_goes_on_from_its_checkpoints(
+    there: Condorctl, token: Callable[..., str], remote: str, project: Path
+) -> None:
+    """They are copied into the spooled run, brought back with it, and sent along again."""
+    token()
+    (project / "count.py").write_text(
+        "import time\n"
+        "from condorctl.job import checkpoint, progress\n"
+        "read = lambda path: int(open(path).read())\n"
+        "count = checkpoint.load(read) or 0\n"
+        "print('begins at', count, flush=True)\n"
+        "while count < 20:\n"
+        "    count += 1\n"
+        "    time.sleep(0.5)\n"
+        "    progress(epoch=count, epochs=20)\n"
+        "    checkpoint.save(lambda path: open(path, 'w').write(str(count)), epoch=count)\n"
+    )
+    (project / "jobs" / "test.yaml").write_text(
+        f"stages: {{a: {{{SMALL}, command: [python, count.py], inputs: [count.py], "
+        "checkpoint_copy_interval: 1 s, outputs: [metrics.jsonl]}}"
+    )
+    name = json.loads(there("submit", "test", "--json").stdout)["run"]
+    folder = project / "exp" / "runs" / name / "a"
+    view = look(there, name, lambda view: (view["stages"]["a"]["epoch"] or 0) >= 5)
+    job = view["stages"]["a"]["job"].partition(".")[0]
+    assert there("pool", "run", "condor_vacate_job", "-name", remote, "-fast", job).returncode == 0
+    view = look(there, name, lambda view: (view["stages"]["a"]["epoch"] or 0) >= 10)
+    assert there("cancel", name).returncode == 0
+    look(there, name, lambda view: bool(view["finished"]))
+    assert list((folder / "checkpoints").glob("*.json"))
+    assert there("resume", name).returncode == 0
+    assert look(there, name, lambda view: bool(view["finished"]))["state"] == "done"
+    # The second start has written no output, for it was removed.
+    last = max(folder.glob("*.out"), key=lambda file: int(file.stem)).read_text().split()
+    assert int(last[2]) >= 5
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    assert [line["epoch"] for line in lines] == list(range(1, 21))
+    assert not list((folder / "checkpoints").glob("*.json"))
+
+
 def test_who_is_not_known_there_is_told_what_to_do(
     there: Condorctl, condorctl: Condorctl, token: Callable[..., str], tmp_path: Path,
     project: Path,

@@ -138,3 +138,20 @@ def test_a_signal_reaches_the_command_which_may_finish_its_work(project: Path) -
 
 def test_a_killed_command_is_reported_as_the_shell_does(project: Path) -> None:
     assert stage("--", "sh", "-c", "kill -9 $$").returncode == 128 + 9
+
+
+def test_an_exit_that_keeps_a_checkpoint_is_not_judged(project: Path) -> None:
+    """HTCondor starts the job again in the same folder, and judges its last exit."""
+    answer = stage("c.pt", "--", "sh", "-c", "echo half > c.pt; exit 85")
+    assert answer.returncode == 85
+    assert "c.pt" not in Path("_condorctl_job").read_text()
+    assert stage("d.pt", "--", "sh", "-c", "exit 85").returncode == 85
+    assert stage("d.pt", "--", "true").returncode == 74
+
+
+def test_only_a_job_that_is_done_leaves_no_checkpoints(project: Path) -> None:
+    write = "echo state > checkpoints/a; exit"
+    assert stage("--", "sh", "-c", f"{write} 3").returncode == 3
+    assert Path("checkpoints/a").exists()
+    assert stage("--", "sh", "-c", f"{write} 0").returncode == 0
+    assert Path("checkpoints").is_dir() and not any(Path("checkpoints").iterdir())

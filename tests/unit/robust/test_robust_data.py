@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from condorctl.errors import UserError
 from robust.config import Data
-from robust.data import Dataset, Part, batches, load, shuffled_batches
+from robust.data import Dataset, Part, batches, load, shuffled
 
 DIGITS = Data(source="digits", split_seed=0, validation=180, train_images=0, test_images=0)
 AUTO = replace(DIGITS, source="auto", validation=20)
@@ -127,7 +127,7 @@ def test_the_fingerprint_tells_splits_apart(change: dict[str, int]) -> None:
 
 def test_an_epoch_is_every_image_once_in_random_order() -> None:
     part = load(DIGITS, root=None).validation
-    epochs = [list(shuffled_batches(part, 64)) for _ in range(2)]
+    epochs = [list(batches(part, 64, shuffled(part))) for _ in range(2)]
     for epoch in epochs:
         assert [len(labels) for _, labels in epoch] == [64, 64, 52]
         images = torch.cat([images for images, _ in epoch])
@@ -142,11 +142,15 @@ def test_an_epoch_is_every_image_once_in_random_order() -> None:
 def test_the_order_is_of_the_global_generator() -> None:
     part = load(DIGITS, root=None).validation
     torch.manual_seed(7)
-    first = torch.cat([labels for _, labels in shuffled_batches(part, 50)])
+    first = torch.cat([labels for _, labels in batches(part, 50, shuffled(part))])
     torch.manual_seed(7)
-    assert torch.equal(first, torch.cat([labels for _, labels in shuffled_batches(part, 50)]))
+    assert torch.equal(
+        first, torch.cat([labels for _, labels in batches(part, 50, shuffled(part))])
+    )
     torch.manual_seed(8)
-    assert not torch.equal(first, torch.cat([labels for _, labels in shuffled_batches(part, 50)]))
+    assert not torch.equal(
+        first, torch.cat([labels for _, labels in batches(part, 50, shuffled(part))])
+    )
 
 
 def test_batches_are_the_part_in_its_order() -> None:
