@@ -47,8 +47,16 @@ if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then apt-get update -qq
 else echo "no Chromium: the browser test is left out; to have it: sudo apt-get install -y chromium" >&2; fi
 endef
 
+# condorctl is killed at its system calls by strace; without it those tests are left out, and say so.
+define need_strace
+command -v strace >/dev/null && exit 0; \
+if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq strace; \
+else echo "no strace: the crash tests are left out; to have them: sudo apt-get install -y strace" >&2; fi
+endef
+
 test: $(STAMP)
 	@sh -c '$(need_chromium)'
+	@sh -c '$(need_strace)'
 	@$(MAKE) --no-print-directory lint
 	$(PYTEST) -n 3 tests/pool tests/unit
 

@@ -45,6 +45,9 @@ _JOB_ATTRIBUTES = [
 # What a spooled DAGMan job says of where it comes from.
 FOLDER = "CondorctlFolder"
 
+# Bytes at the end of an event log that hold the end of an event.
+_TAIL = 1 << 18
+
 # DAGMan's note in a SUBMIT event; the plain form is the one that it wrote before version 24.
 _NODE_NAME = re.compile(r'(?:DAGNodeName = "|DAG Node: )(?P<name>[^"\s]+)')
 
@@ -355,8 +358,12 @@ def node_name(event: Ad) -> str | None:
 def read_events(path: Path, position: LogPosition) -> Iterator[Ad]:
     """Events in the job event log at `path` from `position` on, which moves along.
 
-    Raises DamagedLog at bytes that are no event; `position` stays before them.
+    An event of which only a part is written comes when it is whole. Raises DamagedLog at bytes that
+    are no event; `position` stays before them.
     """
+    end = _end_of_events(path, position.offset)
+    if end <= position.offset:
+        return
     htcondor = _htcondor()
     log = htcondor.JobEventLog(str(path))
     # The bindings give a log's position away only through its pickled state.
@@ -367,5 +374,27 @@ def read_events(path: Path, position: LogPosition) -> Iterator[Ad]:
             for event in log.events(stop_after=0):
                 position.offset = log.__getstate__()[1]
                 yield {name: event[name] for name in event}
+                if position.offset >= end:
+                    return
         except (htcondor.HTCondorException, UnicodeDecodeError) as error:
             raise DamagedLog(f"{path}: no event after byte {position.offset}: {error}") from None
+
+
+def _end_of_events(path: Path, start: int) -> int:
+    """Where the last whole event in the log ends, `start` if there is none after it.
+
+    HTCondor's own reader waits a second for the rest of an event that is half written.
+    """
+    try:
+        with path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            # None is that long, but what is no event may be.
+            first = max(start, size - _TAIL)
+            log.seek(first)
+            tail = log.read()
+    except OSError:
+        return start
+    found = tail.rfind(b"\n...\n")
+    if found >= 0:
+        return first + found + len(b"\n...\n")
+    return start if first == start else size

@@ -74,6 +74,8 @@ class Run(Base):
     provenance: Mapped[Json] = mapped_column(default=dict)
     # When `condorctl clean` took its files away.
     cleaned: Mapped[float | None]
+    # How often something was learnt that is not in its record yet (`runfile`); 0 when all is.
+    unkept: Mapped[int] = mapped_column(default=0, server_default="0")
 
     stages: Mapped[list[Stage]] = relationship(
         back_populates="run", order_by="Stage.position", cascade="all, delete-orphan"

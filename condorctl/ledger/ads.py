@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from condorctl.condor import cluster
-from condorctl.ledger import Job, JobState, Run, Stage
+from condorctl.ledger import Job, JobState, Run, Stage, runfile
 from condorctl.submit import drafts
 
 Ad = dict[str, Any]
@@ -325,6 +325,7 @@ def _enter_state(job: Job, ad: Ad) -> None:
         _change(job, state, since, str(ad.get("RemoveReason", "")) if state == "removed" else "")
     if job.state in _ENDED:
         job.finished = since
+        runfile.learnt(job)
 
 
 def _change(job: Job, state: str, when: float, detail: str) -> None:
@@ -333,6 +334,7 @@ def _change(job: Job, state: str, when: float, detail: str) -> None:
         last = job.states[-1].time if job.states else when
         job.states.append(JobState(state=state, time=max(when, last), detail=detail))
         job.state = state
+        runfile.learnt(job)
 
 
 def _vanish(job: Job, when: float) -> None:

@@ -97,9 +97,9 @@ def sync(ledger: Ledger) -> Unknown:
 
     elsewhere = spool.bring_back(ledger)
     damaged = [elsewhere] if elsewhere else []
-    before = _catch_up(ledger)
+    _catch_up(ledger)
     unreachable = _sync(ledger, damaged)
-    damaged += runfile.keep_changed(ledger, before)
+    damaged += runfile.keep_learnt(ledger)
     return Unknown(unreachable, tuple(damaged))
 
 
@@ -147,15 +147,13 @@ def _unfinished(session: Session) -> list[Run]:
     return list(session.scalars(select(Run).where(Run.finished.is_(None) | lingers)))
 
 
-def _catch_up(ledger: Ledger) -> runfile.Marks:
+def _catch_up(ledger: Ledger) -> None:
     """Read the long news of DAGs bit by bit, letting others at the ledger in between.
 
-    What is wrong with a log is left for `sync` to say. Returns what was known before.
+    What is wrong with a log is left for `sync` to say.
     """
     with ledger.session() as session:
-        unfinished = _unfinished(session)
-        before = runfile.marks(session, unfinished)
-        dags = [run for run in unfinished if run.kind != "jobs"]
+        dags = [run for run in _unfinished(session) if run.kind != "jobs"]
         behind = [run.id for run in dags if sharing.is_ours_to_read(ledger, run)]
         behind = [row for row in behind if _news(session, session.get_one(Run, row)) > _BATCH]
     for row in behind:
@@ -164,7 +162,6 @@ def _catch_up(ledger: Ledger) -> runfile.Marks:
             with ledger.session() as session, suppress(cluster.DamagedLog):
                 more = False
                 more = read_logs(session, session.get_one(Run, row), _BATCH)
-    return before
 
 
 def read_logs(session: Session, run: Run, most: int | None = None) -> bool:
@@ -390,6 +387,8 @@ def _apply_to_run(session: Session, run: Run, event: Event) -> None:
     elif kind in _STATES:
         run.state = _STATES[kind]
         run.finished = when if kind == _ABORTED else None
+    if run.kind != "pipeline":
+        run.unkept += 1
     if kind in _STATES or kind == _TERMINATED:
         run.problem = str(event.get("HoldReason", "")) if kind == _HELD else None
 
@@ -421,6 +420,8 @@ class _Reading:
         self._stages: dict[str, Stage] = {}
         self._clusters: dict[int, Stage] = {}
         self._jobs: dict[tuple[int, int], Job] = {}
+        # Jobs of other runs: a folder that was copied brings its logs along.
+        self._others: set[tuple[int, int, float]] = set()
         # The nodes whose stand-ins for a job were seen.
         self.without_job: dict[tuple[int, ...], Stage] = {}
         # Jobs of which the log has told the end, each once, in that order.
@@ -444,6 +445,10 @@ class _Reading:
             self._stages[stage.name] = stage
             self._jobs.update({(job.cluster, job.proc): job for job in stage.jobs})
             self._clusters.update({job.cluster: stage for job in stage.jobs})
+        others = select(Job.cluster, Job.proc, Job.submitted).join(Stage)
+        others = others.where(Job.schedd == self.run.schedd, Job.cluster.in_(numbers))
+        others = others.where(Stage.run_id != self.run.id)
+        self._others |= {(*row,) for row in self.session.execute(others)}
 
     def stage(self, name: str) -> Stage | None:
         """The stage called `name`; of a foreign DAG it is made when it was not known."""
@@ -468,8 +473,10 @@ class _Reading:
         """The stage that the cluster is of."""
         return self._clusters.get(number)
 
-    def submitted(self, stage: Stage, number: int, proc: int, when: float) -> Job:
-        """A job of the stage that was not known."""
+    def submitted(self, stage: Stage, number: int, proc: int, when: float) -> Job | None:
+        """A job of the stage that was not known; None if it is another run's."""
+        if (number, proc, when) in self._others:
+            return None
         latest = stage.jobs[-1] if stage.jobs else None
         attempt = latest.attempt + (latest.cluster != number) if latest else 1
         progress, usage = self._heard.get((number, proc), (None, None))
@@ -537,6 +544,7 @@ def _apply_to_job(reading: _Reading, event: Event) -> None:
         job.hold_code = int(event.get("HoldReasonCode", 0))
         job.hold_subcode = int(event.get("HoldReasonSubCode", 0))
         job.hold_reason = detail
+    runfile.learnt(job)
 
 
 def _submitted(reading: _Reading, event: Event, number: int, proc: int, when: float) -> Job | None:

@@ -66,7 +66,6 @@ def rebuild(ledger: Ledger, folders: Sequence[Path], progress: Progress) -> Rebu
         except (UserError, OSError) as error:
             done.problems.append(f"{file}: {error}")
     progress("Reading the runs", len(found), len(found))
-    _link(ledger, found, done)
     _keep(ledger, done)
     return done
 
@@ -103,6 +102,7 @@ def _enter(ledger: Ledger, file: Path, kept: Json, done: Rebuilt) -> None:
         if known:
             if known.folder == folder:
                 done.known.append(name)
+                done.remarks += _link(session, known, kept)
             else:
                 done.problems.append(
                     f"{file}: the ledger has another run {name}, in {known.folder}: "
@@ -112,11 +112,13 @@ def _enter(ledger: Ledger, file: Path, kept: Json, done: Rebuilt) -> None:
         run = _run(kept, folder)
         session.add(run)
         session.flush()
+        done.remarks += _link(session, run, kept)
         if not whole:
             try:
                 _replay(session, run, kept)
             except cluster.DamagedLog as error:
                 done.problems.append(f"{name}: {error}")
+        run.unkept = 0
         done.added.append(name)
 
 
@@ -192,35 +194,25 @@ def _put_aside(dag: Path) -> list[Path]:
     return sorted(logs, key=lambda log: (log.stat().st_mtime, log.name))
 
 
-def _link(ledger: Ledger, found: Sequence[tuple[Path, Json]], done: Rebuilt) -> None:
-    """Have each stage that took another's outputs over name that one again."""
-    wanted = {
-        (kept["run"]["name"], stage["name"]): (stage["source"]["run"], stage["source"]["stage"])
-        for _, kept in found
-        for stage in kept["stages"]
-        if stage.get("source")
-    }
-    if not wanted:
-        return
-    with ledger.session() as session:
-        query = select(Run.name, Stage).join(Stage.run)
-        names = {name for pair in wanted.items() for name, _ in pair}
-        stages = {
-            (run, stage.name): stage
-            for run, stage in session.execute(query.where(Run.name.in_(names)))
-        }
-        for one, source in wanted.items():
-            if one not in stages or stages[one].source_id is not None:
-                continue
-            if source in stages:
-                stages[one].source = stages[source]
-                continue
-            # Its outputs are there all the same.
-            stages[one].outcome = "done"
-            done.remarks.append(
-                f"{'/'.join(one)} has the outputs of {'/'.join(source)}, which is not in the "
+def _link(session: Session, run: Run, kept: Json) -> list[str]:
+    """Have each stage that took another's outputs over name that one; a line for each that cannot.
+
+    Its outputs are there all the same.
+    """
+    remarks = []
+    sources = {stage["name"]: stage["source"] for stage in kept["stages"] if stage.get("source")}
+    for stage in run.stages:
+        if stage.name not in sources or stage.source_id is not None:
+            continue
+        of, name = sources[stage.name]["run"], sources[stage.name]["stage"]
+        found = session.scalar(select(Stage).join(Run).where(Run.name == of, Stage.name == name))
+        stage.source, stage.outcome = found, None if found else "done"
+        if not found:
+            remarks.append(
+                f"{run.name}/{stage.name} has the outputs of {of}/{name}, which is not in the "
                 "ledger: `condorctl ledger rebuild FOLDER` with the folder of that run links them"
             )
+    return remarks
 
 
 def _keep(ledger: Ledger, done: Rebuilt) -> None:

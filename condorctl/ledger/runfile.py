@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import sqlalchemy as sa
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from condorctl.errors import UserError
@@ -59,7 +59,7 @@ _INTERVAL_S = 60
 _PLAIN = re.compile(r"[^\s/\x00-\x1f]{1,200}")
 
 # What belongs to a ledger, or to a machine, and not to the run.
-_OURS = {"id", "run_id", "stage_id", "job_id", "source_id", "inode"}
+_OURS = {"id", "run_id", "stage_id", "job_id", "source_id", "inode", "unkept"}
 # What HTCondor's logs tell better than what was once known.
 _LOGGED = _OURS | {"state", "finished", "exit_code", "problem", "seen", "outcome"}
 # Jobs in these states may be tried again, and another writes over what they left.
@@ -170,43 +170,33 @@ def keep(ledger: Ledger, name: str) -> bool:
     return True
 
 
-Marks = dict[str, tuple[object, ...]]
+def learnt(job: Job) -> None:
+    """Note that `job` has come into a state that the record of its run should tell of."""
+    run = job.stage.run
+    lost = job.state in _UNDONE or job.starts > 1
+    if lost or (run.kind != "pipeline" and job.finished is not None):
+        run.unkept = (run.unkept or 0) + 1
 
 
-def marks(session: Session, runs: Iterable[Run]) -> Marks:
-    """Of each of `runs`, by its name, what changes when there is more to keep of it."""
-    known = {run.id: run for run in runs}
-    undone = func.sum(sa.case((Job.state.in_(_UNDONE), 1), else_=0))
-    again = func.sum(sa.case((Job.starts > 1, Job.starts), else_=0))
-    query = select(Stage.run_id, undone, again, func.count(Job.finished)).join(Job)
-    query = query.where(Stage.run_id.in_(known)).group_by(Stage.run_id)
-    counts = {row[0]: tuple(row[1:]) for row in session.execute(query)}
-    found: Marks = {}
-    for number, run in known.items():
-        count = counts.get(number, (0, 0, 0))
-        whole = run.kind != "pipeline"
-        found[run.name] = (*count, run.finished, run.cluster) if whole else count[:2]
-    return found
-
-
-def keep_changed(ledger: Ledger, before: Marks) -> list[str]:
-    """Write what there is more to keep of runs since `before`; what could not be, in a line each.
+def keep_learnt(ledger: Ledger) -> list[str]:
+    """Bring the records up to date of runs of which more was learnt; what could not be, in lines.
 
     Of a run that is another user's, its owner does that.
     """
-    problems = []
     with ledger.session() as session:
-        runs = list(session.scalars(select(Run).where(Run.name.in_(before))))
-        now = marks(session, runs)
-        changed = [run for run in runs if now[run.name] != before[run.name]]
-        todo = [run.name for run in changed if _is_due(ledger, run)]
-    for name in todo:
+        runs = session.scalars(select(Run).where(Run.unkept != 0))
+        due = [(run.name, run.unkept) for run in runs if _is_due(ledger, run)]
+    problems = []
+    for name, count in due:
         try:
             keep(ledger, name)
         except OSError as error:
-            problems.append(
-                f"{name}: what only the ledger knows is not in {FILE}: {error.strerror}"
-            )
+            problems.append(f"{name}: its record cannot be written: {error.strerror}")
+            continue
+        with ledger.session() as session:
+            # Unless somebody has learnt more meanwhile.
+            same = (Run.name == name) & (Run.unkept == count)
+            session.execute(sa.update(Run).where(same).values(unkept=0))
     return problems
 
 

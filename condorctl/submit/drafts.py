@@ -61,14 +61,18 @@ def at_work(folder: Path) -> Iterator[None]:
 
 def is_under_way(folder: Path, since: float) -> bool:
     """Whether somebody may be submitting the run in `folder`, who began at `since`."""
+    recent = time.time() - since < _UNDER_WAY_S
     try:
         held = _lock(folder)
     except BlockingIOError:
         return True
     except OSError:
-        held = None
+        # It is about to get its name, if somebody is at work on one that has none yet.
+        drafts = set(folder.parent.glob(f"{_PREFIX}*"))
+        busy = bool(drafts - set(leftovers(folder.parent)))
+        return is_under_way(folder, since) if folder.exists() else busy and recent
     _unlock(held)
-    return held is None and time.time() - since < _UNDER_WAY_S
+    return held is None and recent
 
 
 def remove(folder: Path) -> None:

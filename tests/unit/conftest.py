@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Condorctl
 from tests.postgres import Postgres
+from tests.unit.fork_server import ForkServer
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -22,3 +26,21 @@ def engine(request: pytest.FixtureRequest, project: Path, monkeypatch: pytest.Mo
         server: Postgres = request.getfixturevalue("postgres")
         monkeypatch.setenv("CONDORCTL_DB", server.new_database())
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """What runs commands here: started with the first."""
+    server = ForkServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def condorctl(project: Path, fork_server: ForkServer) -> Condorctl:
+    """Run the real command line in the project's folder, in a process of its own."""
+
+    def run(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return fork_server.run(words, project, timeout)
+
+    return run
