@@ -9,6 +9,7 @@ and the schedd's history do (`ads`).
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 import time
@@ -63,6 +64,8 @@ _STATES = {
 }
 
 _LINGER_S = 3600
+# What a stage's submit file calls the log of its jobs.
+_STAGE_LOG = "events.log"
 
 # DAGMan tells of nodes without a job as of jobs in this cluster.
 _NO_CLUSTER = 0
@@ -336,11 +339,30 @@ def _position(session: Session, path: Path, key: str) -> LogPosition | None:
     return position if position.offset < stat.st_size else None
 
 
+def _last_words(session: Session, path: Path, key: str) -> Iterator[Event]:
+    """What was written to a log after it was last read, and before somebody renamed it."""
+    position = session.get(LogPosition, key)
+    if position is None:
+        return
+    with suppress(OSError):
+        if path.exists() and path.stat().st_ino == position.inode:
+            return
+        for aside in sorted(path.parent.glob(f"{glob.escape(path.name)}?*")):
+            if aside.stat().st_ino == position.inode:
+                yield from cluster.read_events(aside, position)
+
+
 def _news(session: Session, run: Run) -> int:
     """How many bytes of its nodes' log are not read yet."""
     path = Path(f"{run.dag_file}.nodes.log")
-    position = _position(session, path, str(path))
-    return path.stat().st_size - position.offset if position else 0
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0
+    position = session.get(LogPosition, str(path))
+    if position is None or position.inode != stat.st_ino or position.offset > stat.st_size:
+        return stat.st_size
+    return stat.st_size - position.offset
 
 
 def _new_events(
@@ -354,6 +376,7 @@ def _new_events(
 
     At most some `most` bytes of them; with `until_end` those before the end of the job.
     """
+    yield from _last_words(session, path, key or str(path))
     position = _position(session, path, key or str(path))
     if position is None:
         return
@@ -424,6 +447,8 @@ class _Reading:
         self._others: set[tuple[int, int, float]] = set()
         # The nodes whose stand-ins for a job were seen.
         self.without_job: dict[tuple[int, ...], Stage] = {}
+        # Jobs that no log of a stage knows.
+        self.strangers: set[tuple[int, int]] = set()
         # Jobs of which the log has told the end, each once, in that order.
         self.ended: dict[Job, None] = {}
 
@@ -452,7 +477,7 @@ class _Reading:
 
     def stage(self, name: str) -> Stage | None:
         """The stage called `name`; of a foreign DAG it is made when it was not known."""
-        if name not in self._stages and self.run.kind == "dag":
+        if name not in self._stages:
             self._load({name}, ())
         if name not in self._stages and self.run.kind == "dag":
             self._stages[name] = Stage(name=name, position=len(self.run.stages), needs=[], jobs=[])
@@ -513,6 +538,8 @@ def _apply_to_job(reading: _Reading, event: Event) -> None:
     job = reading.job(number, proc)
     if job is None and kind == SUBMIT:
         job = _submitted(reading, event, number, proc, when)
+    if job is None and reading.run.kind == "pipeline":
+        job = _unannounced(reading, number, proc, when)
     if job is None:
         return
     state, detail = _STATES.get(kind, ""), ""
@@ -558,6 +585,22 @@ def _submitted(reading: _Reading, event: Event, number: int, proc: int, when: fl
         return None
     stage.outcome = None
     return reading.submitted(stage, number, proc, when)
+
+
+def _unannounced(reading: _Reading, number: int, proc: int, when: float) -> Job | None:
+    """A job whose submission is not in the log, as of a disk that was full: its stage's own log
+    names it. What that has first of it stands for the submission.
+    """
+    if (number, proc) in reading.strangers:
+        return None
+    mark = f"({number:03}.{proc:03}.".encode()
+    for folder in (stage.folder for stage in reading.run.stages):
+        for log in folder.glob(f"{_STAGE_LOG}*"):
+            with suppress(OSError):
+                if mark in log.read_bytes() and (stage := reading.stage(folder.name)):
+                    return reading.submitted(stage, number, proc, when)
+    reading.strangers.add((number, proc))
+    return None
 
 
 def _apply_to_node(reading: _Reading, event: Event) -> None:

@@ -134,6 +134,30 @@ def test_what_is_read_twice_is_recorded_once(ledger: Ledger, project: Path) -> N
         assert one.starts == 1
 
 
+def test_what_was_written_before_a_log_was_renamed_is_read(ledger: Ledger, project: Path) -> None:
+    write(project, "nodes.log", SUBMIT.format(8, "one", 1))
+    assert states(ledger)[0] == "idle"
+    write(project, "nodes.log", EXECUTE.format(8, 1) + ENDED.format(8, 0))
+    (project / "p.dag.nodes.log").rename(project / "p.dag.nodes.log.1")
+    write(project, "nodes.log", SUBMIT.format(9, "two", 3))
+    for _ in range(2):
+        assert states(ledger) == ["done", "idle"]
+    with ledger.session() as session:
+        assert [job.starts for job in session.scalars(select(Job))] == [1, 0]
+
+
+def test_a_job_whose_submission_was_lost_is_found_in_its_stages_log(
+    ledger: Ledger, project: Path
+) -> None:
+    (project / "one" / "events.log").write_text(ENDED.format(8, 1))
+    write(project, "nodes.log", ENDED.format(8, 1) + ENDED.format(77, 0))
+    assert states(ledger)[0] == "retrying"
+    with ledger.session() as session:
+        [job] = session.scalars(select(Job))
+        assert (job.cluster, job.state, job.exit_code) == (8, "failed", 1)
+        assert job.submitted == job.finished
+
+
 def test_half_an_event_waits_for_its_other_half(ledger: Ledger, project: Path) -> None:
     text = SUBMIT.format(8, "one", 1)
     write(project, "nodes.log", text[:60])
