@@ -52,7 +52,7 @@ class Options:
 
     seed: int = 1
     faults: int = 200
-    pause_s: float = 3.0
+    pause_s: float = 2.5
     going: int = 5
     robust: int = 2  # runs of the method's own stages
     steps: int = 100
@@ -60,6 +60,7 @@ class Options:
     cpus: int = 3
     most_s: float = 1500.0  # for the faults; no more are injected afterwards
     settle_s: float = 420.0  # for what is left of the runs
+    kinds: tuple[str, ...] = ()  # none but these
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Planned:
 def plan(options: Options, without: Sequence[str] = ()) -> list[Planned]:
     """What the seed draws: each kind once before any comes again, then by weight."""
     draw = random.Random(options.seed)
-    kinds = [kind for kind in KINDS if kind not in without]
+    kinds = [kind for kind in options.kinds or KINDS if kind not in without]
     first = draw.sample(kinds, len(kinds))
     rest = draw.choices(kinds, [KINDS[kind].weight for kind in kinds], k=options.faults)
     return [

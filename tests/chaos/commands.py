@@ -51,7 +51,8 @@ class CondorctlKilled(Fault):
                 *submitted(world),
                 "--json",
             ]
-        runs = sorted(run["run"] for run in world.all_runs())
+        chains = [run for run in world.all_runs() if run["pipeline"] in workload.CHAINS]
+        runs = sorted(run["run"] for run in chains)
         run = self._choose(runs)
         if run is None:
             return None
@@ -141,7 +142,7 @@ class CutFetch(Fault):
         shutil.rmtree(to, ignore_errors=True)
         words = [sys.executable, "-m", "condorctl", "fetch", name, chain.BALLAST, "--to", str(to)]
         fetch = subprocess.Popen(
-            [*words, "--timeout", "60", "--json"], cwd=world.project, env=world.environment,
+            [*words, "--timeout", "40", "--json"], cwd=world.project, env=world.environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._seen: list[int] = []

@@ -194,7 +194,8 @@ def repeated(witness: Path) -> tuple[int, int]:
     """The steps of all chains, and how many of them were done again."""
     total = distinct = 0
     for file in witness.iterdir():
-        steps = [line.split()[2] for line in file.read_text().splitlines() if line[:5] == "step "]
+        told = [line.split() for line in file.read_text().splitlines() if line.count(" ") == 3]
+        steps = [words[2] for words in told if words[0] == "step"]
         total += len(steps)
         distinct += len(set(steps))
     return total, total - distinct
