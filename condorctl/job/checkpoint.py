@@ -122,7 +122,7 @@ def save(
     made = folder.add(write, epoch, of, [records.METRICS_FILE, *files], _loop.settings.job)
     folder.prune(of)
     _loop.saved = time.monotonic()
-    told = {"path": f"{FOLDER}/{made.state.name}", "epoch": epoch, "number": made.number}
+    told = {"path": f"{FOLDER}/{made.state.name}", "epoch": epoch}
     told |= {"bytes": made.state.bytes, "sha256": made.state.sha256}
     chirp.set_attribute(records.CHECKPOINT_ATTRIBUTE, told)
     _copy(folder, made)

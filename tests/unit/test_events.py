@@ -13,8 +13,9 @@ from sqlalchemy import select
 
 from condorctl import paths
 from condorctl.errors import UserError
+from condorctl.job.folder import Folder
 from condorctl.ledger import Job, Ledger, Metric, Result, Run, Stage, events, find
-from condorctl.view import screen, status
+from condorctl.view import checkpoints, screen, status
 
 SUBMIT = """\
 000 ({0:03}.000.000) 2026-03-01 10:00:0{2} Job submitted from host: <127.0.0.1:9618>
@@ -156,6 +157,31 @@ def test_a_job_whose_submission_was_lost_is_found_in_its_stages_log(
         [job] = session.scalars(select(Job))
         assert (job.cluster, job.state, job.exit_code) == (8, "failed", 1)
         assert job.submitted == job.finished
+
+
+def test_only_a_stage_that_is_done_loses_its_checkpoints(ledger: Ledger, project: Path) -> None:
+    folder = Folder(project / "one" / "checkpoints")
+    folder.add(lambda path: Path(path).write_text("state"), 1, {}, [])
+    (folder.path / f"{'0' * 16}.part.partial").touch()
+    (folder.path / "mine").touch()
+    write(project, "nodes.log", SUBMIT.format(8, "one", 1) + ENDED.format(8, 1))
+    assert states(ledger)[0] == "retrying"
+    [row] = checkpoints.load(ledger, None)["checkpoints"]
+    assert (row["stage"], row["epoch"], row["bytes"], row["places"], row["newest"]) == (
+        "one", 1, 5, ["run folder"], True,
+    )  # fmt: skip
+    write(project, "nodes.log", SUBMIT.format(9, "one", 2) + ENDED.format(9, 0))
+    assert states(ledger)[0] == "done"
+    assert [file.name for file in folder.path.iterdir()] == ["mine"]
+    assert checkpoints.load(ledger, None)["checkpoints"] == []
+
+
+def test_of_what_a_job_goes_on_from_the_latest_is_in_its_sandbox() -> None:
+    job = Job(checkpoints=[])
+    for number, name in enumerate(("checkpoints/a.part", "best.pt", "checkpoints/b.part")):
+        told = {"path": name, "epoch": number, "bytes": 1, "sha256": str(number)}
+        events._add_checkpoint(job, told, "sandbox")
+    assert [one.place for one in job.checkpoints] == [None, "sandbox", "sandbox"]
 
 
 def test_half_an_event_waits_for_its_other_half(ledger: Ledger, project: Path) -> None:

@@ -251,6 +251,26 @@ WRONG = {
         "stages: {a: {command: [x], request_memory: 2 GB, max_memory: 2048 MB}}",
         "p.yaml:1: stages.a.max_memory: must be more than request_memory, which is 2 GB",
     ),
+    "interval unit": (
+        "stages: {a: {command: [x], checkpoint_interval: 15}}",
+        "p.yaml:1: stages.a.checkpoint_interval: must have its unit, such as 30 s, 15 min or 2 h",
+    ),
+    "no interval": (
+        "stages: {a: {command: [x], checkpoint_copy_interval: 0 s}}",
+        "stages.a.checkpoint_copy_interval: must have its unit",
+    ),
+    "85 is taken": (
+        "stages: {a: {command: [x], final_exit_codes: [85], checkpoint_interval: 2 h}}",
+        "stages.a.checkpoint_interval: needs exit code 85 for itself",
+    ),
+    "output in the way": (
+        "stages: {a: {command: [x], outputs: [checkpoints/last.pt]}}",
+        "stages.a.outputs: 'checkpoints/last.pt' lies where condorctl keeps a job's checkpoints",
+    ),
+    "input in the way": (
+        "stages: {a: {command: [x], inputs: [jobs/checkpoints]}}",
+        "stages.a.inputs: 'jobs/checkpoints' would lie where condorctl keeps a job's checkpoints",
+    ),
     "exit code": (
         "stages: {a: {command: [x], final_exit_codes: [0]}}",
         "stages.a.final_exit_codes",

@@ -166,6 +166,18 @@ def test_progress_grows_as_the_job_tells_and_an_eviction_begins_anew() -> None:
     assert progress.seconds_per_epoch(of) == 15
 
 
+def test_lines_that_came_with_a_checkpoint_are_not_of_this_attempt() -> None:
+    """A retry's record begins with the epochs of the attempt before; it went on with the third."""
+    of = job(("idle", 50), ("running", 60), ("completed", 150), cluster=2, attempt=2)
+    lines = [
+        {"epoch": epoch, "epochs": 4, "metrics": {}, "time": when}
+        for epoch, when in ((1, 20.0), (2, 30.0), (3, 80.0), (4, 90.0))
+    ]
+    found = progress.ended(of, lines)
+    assert found is not None
+    assert [(s["start"], s["first"], s["last"]) for s in found["starts"]] == [(1, 3, 4)]
+
+
 def test_what_the_file_holds_replaces_what_was_overheard_of_the_same_start() -> None:
     of = job(("idle", 0), ("running", 10), ("idle", 65), ("running", 80), ("completed", 150))
     of.progress = runs_made.progress(9, (1, 2, 30.0, 4, 50.0), (2, 6, 100.0, 6, 100.0))
