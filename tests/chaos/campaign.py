@@ -43,7 +43,7 @@ _SEEN_S = 150.0
 # Nothing is done for a run for that long after something was.
 _PATIENCE_S = 5.0
 # A fault waits for something that it can hurt.
-_TARGET_S = 20.0
+_TARGET_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Options:
 
     seed: int = 1
     faults: int = 200
-    pause_s: float = 2.5
+    pause_s: float = 1.5
     going: int = 5
     robust: int = 2  # runs of the method's own stages
     steps: int = 100
     pace: float = 0.2
     cpus: int = 3
-    most_s: float = 1500.0  # for the faults; no more are injected afterwards
+    most_s: float = 1700.0  # for the faults; no more are injected afterwards
     settle_s: float = 420.0  # for what is left of the runs
     kinds: tuple[str, ...] = ()  # none but these
 

@@ -26,8 +26,8 @@ MASTER_BACKOFF_CONSTANT = 2
 MASTER_BACKOFF_CEILING = 10
 # A node that is silent is forgotten in half a minute instead of in fifteen.
 CLASSAD_LIFETIME = 30
-# A job that could not write its log is not tried again for five minutes by default.
-SYSTEM_ON_VACATE_COOL_DOWN = 10
+# A DAGMan that ends in an odd way, as on a full disk, is started again after five minutes else.
+SCHEDULER_UNIVERSE_COOL_DOWN_DURATION = 15
 """
 
 _NODE = """\
