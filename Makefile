@@ -55,9 +55,19 @@ if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then apt-get update -qq
 else echo "no strace: the crash tests are left out; to have them: sudo apt-get install -y strace" >&2; fi
 endef
 
+# Stages in containers: podman without root in Docker's place, a registry, a base image.
+CONTAINERS := podman runc uidmap slirp4netns catatonit mmdebstrap docker-registry
+define need_containers
+command -v podman >/dev/null && command -v mmdebstrap >/dev/null && command -v docker-registry >/dev/null && exit 0; \
+if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+apt-get update -qq && apt-get install -y -qq --no-install-recommends $(CONTAINERS); \
+else echo "no podman, or not root: the tests of containers are left out" >&2; fi
+endef
+
 test: $(STAMP)
 	@sh -c '$(need_chromium)'
 	@sh -c '$(need_strace)'
+	@sh -c '$(need_containers)'
 	@$(MAKE) --no-print-directory lint
 	$(PYTEST) -n 3 tests/pool tests/unit
 

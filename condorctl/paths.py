@@ -20,6 +20,11 @@ def runs() -> Path:
     return project() / "exp" / "runs"
 
 
+def images() -> Path:
+    """The file that says which images were built and pushed from the user's folder."""
+    return project() / "exp" / "images.json"
+
+
 def ledger() -> Path | str:
     """The ledger: the URL ``$CONDORCTL_DB``, else the file ``$CONDORCTL_LEDGER``, else the user's.
 
@@ -71,6 +76,13 @@ def spec(name: str) -> Path:
             return path.relative_to(project()) if path.is_relative_to(project()) else path
     known = sorted({path.stem for folder in search("jobs") for path in folder.glob("*.yaml")})
     raise UserError(f"no pipeline {name!r} in jobs/: there is {', '.join(known) or 'none'}")
+
+
+def dockerfile() -> Path:
+    """The Dockerfile of the user's folder, else the one that the package ships."""
+    here = project() / "Dockerfile"
+    shipped = PACKAGE / "share" / "Dockerfile"
+    return next(f for f in (here, shipped, PACKAGE.parent / "Dockerfile") if f.is_file())
 
 
 def package(name: str) -> Path:

@@ -10,6 +10,7 @@ import sys
 from condorctl.cli import (  # each adds its commands
     adopted,
     files,
+    images,
     ledgers,
     look,
     messages,
@@ -26,6 +27,7 @@ __all__ = [
     "adopted",
     "app",
     "files",
+    "images",
     "ledgers",
     "look",
     "main",

@@ -330,7 +330,7 @@ def _offer(htcondor: Any) -> Iterator[Finding]:
     if some:
         yield Finding("containers", OK, some)
     else:
-        mend = "a stage with an image finds no slot: leave the image out"
+        mend = "a stage with an image finds no slot: `universe: vanilla` needs none"
         yield Finding("containers", WARNING, "no slot runs Docker or Apptainer", mend)
     yield _clock("node clocks", "the most different slot's", slots.skew())
 

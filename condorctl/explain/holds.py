@@ -13,9 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from condorctl.explain import pulls
+from condorctl.ledger import record
+
 # Held because somebody wanted it so, or because its files are on their way: nothing has failed.
 ON_PURPOSE, SPOOLING = 15, 16
 CANNOT_START = 6
+IMAGE = 35
 OUTPUT, INPUT = 12, 13
 MEMORY, DISK = 102, 104
 
@@ -62,7 +66,7 @@ _BY_CODE: dict[int, tuple[str, str]] = {
     32: ("its input files are larger than allowed", "make them smaller and submit again"),
     33: ("its output files are larger than allowed", "make them smaller and submit again"),
     34: ("it used more of the slot than it asked for", "raise the request and submit again"),
-    35: ("its container image could not be used", "check that its name can be pulled"),
+    35: ("its container could not be started", "see what the node says below, " + _RELEASE),
     36: ("it failed when it was told to write a checkpoint", "check the signal it asks for"),
     43: ("its pre-command failed", "see `condorctl logs {job} --err`"),
     44: ("its post-command failed", "see `condorctl logs {job} --err`"),
@@ -158,6 +162,8 @@ def explain(code: int | None, subcode: int | None, job: str, reason: str = "") -
     file = named_file(reason, subcode) if code in _WITH_FILE else None
     if file:
         cause, mend = _about(code or 0, file, cause, mend)
+    elif code == IMAGE:
+        cause, mend = pulls.explain(reason) or (cause, mend)
     elif code in (3, 26) and reason and not over:
         cause = f"{cause} says: {reason}"
     return Hold(cause, mend.replace("{job}", job))
@@ -197,6 +203,13 @@ def _about(code: int, file: NamedFile, cause: str, mend: str) -> tuple[str, str]
         return f"{cause}: {what}", f"make room there, {_RELEASE}"
     if code == OUTPUT and number == errno.ENOENT and not file.writing:
         listed = PurePosixPath(name).name
+        if listed == record.FILE:
+            return (
+                "the stage was never started: its wrapper, which writes that first, did not run; "
+                "an image without /bin/sh cannot run it",
+                "see `condorctl logs {job} --err`; `condorctl image check` tells what an image "
+                "lacks",
+            )
         return (
             f"the job ended without writing {name}, which is among its output files",
             f"see why in `condorctl logs {{job}} --err`, or take {listed} out of its outputs; "

@@ -22,6 +22,11 @@ _RESOURCES = {
     "Disk": ("RequestDisk", "request_disk", "{:g} KB of disk"),
     "GPUs": ("RequestGPUs", "request_gpus", "{:g} GPUs"),
 }
+# What a node says that runs images: Docker's, a registry's, a file's, a folder's (manual,
+# "Container Universe Jobs").
+_CONTAINERS = re.compile(
+    r"\bHas(?:Docker(?:URL)?|Container|SIF|SandboxImage|Singularity)\b", re.IGNORECASE
+)
 _COMPARED = re.compile(r"^(?:TARGET\.)?(?P<name>\w+) *>=? *(?:MY\.)?Request(?P<same>\w+)$")
 _WORD = re.compile(
     r'"(?:[^"\\]|\\.)*"|(?<![\w.])(?:(?P<scope>TARGET|MY)\.)?(?P<name>[A-Za-z_]\w*)(?![\w(])'
@@ -135,6 +140,12 @@ class Pool:
             return f"no single slot meets {clause.condition}", "ask for less of one of them", None
         if clause.condition.strip("() ").lower() == "false":
             return "its requirements say false", "change `requirements`", None
+        if found := _CONTAINERS.search(clause.condition):
+            return (
+                f"no slot runs containers of this kind ({found[0]})",
+                "choose another `universe` (`condorctl doctor` tells what the slots run)",
+                None,
+            )
         return (
             f"none meets {clause.condition}{self._offered(clause)}",
             "change `requirements`",

@@ -167,11 +167,8 @@ class Header:
 class Stream:
     """What the far side sends, with a limit on how long it may say nothing."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], stderr: IO[bytes], deadline: Deadline
-    ) -> None:
-        assert process.stdout is not None
-        self._stderr, self._fd, self._deadline = stderr, process.stdout.fileno(), deadline
+    def __init__(self, source: IO[bytes], stderr: IO[bytes], deadline: Deadline) -> None:
+        self._stderr, self._fd, self._deadline = stderr, source.fileno(), deadline
         self._buffer = b""
 
     def files(self, wanted: Sequence[Want]) -> Iterator[Header]:
@@ -284,7 +281,8 @@ def connect(job: str, remote: str, deadline: Deadline, patience_s: float = 0.0) 
     while True:
         words = ["condor_ssh_to_job", job, remote]
         with tempfile.TemporaryFile() as stderr, tool(words, stderr) as process:
-            far_side = Stream(process, stderr, deadline)
+            assert process.stdout is not None
+            far_side = Stream(process.stdout, stderr, deadline)
             if far_side.fill():
                 yield far_side
                 return

@@ -58,6 +58,8 @@ class _Loop:
     refused: bool = False
     # Those on the submit side, the oldest first.
     there: list[Checkpoint] = field(default_factory=list)
+    # Files that came damaged, and may be so on the submit side: names of whole ones are trusted.
+    damaged: set[str] = field(default_factory=set)
 
 
 _loop = _Loop(Settings())
@@ -88,6 +90,8 @@ def load(read: Callable[[str], State], of: Mapping[str, str] | None = None) -> S
         if fault := folder.fault(one):
             _tell(f"checkpoint {one.number} (epoch {one.epoch}) is damaged and not used: {fault}")
             folder.remove(one)
+            _loop.there.remove(one)
+            _loop.damaged.update(one.names)
             continue
         state = read(str(folder.path / one.state.name))
         folder.put_back(one)
@@ -168,8 +172,9 @@ def _copy(folder: Folder, made: Checkpoint) -> None:
             before = connection.names(there)
             for name in made.names:
                 # A file that is there is whole, and its name tells what it holds.
-                if name not in before:
+                if name not in before or name in _loop.damaged:
                     connection.put(folder.path / name, f"{there}/{name}")
+                    _loop.damaged.discard(name)
             _loop.there = [*_loop.there, made][-KEPT:]
             old = before - {name for one in _loop.there for name in one.names}
             # Manifests first: what they name must be there as long as they are.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from graphlib import TopologicalSorter
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +29,7 @@ from condorctl.condor import submit_language
 from condorctl.errors import UserError
 from condorctl.job.checkpoint import EXIT_CODE
 from condorctl.job.folder import FOLDER as CHECKPOINTS
+from condorctl.spec import image as images
 from condorctl.spec import yaml_text
 from condorctl.spec.yaml_text import Scalar, Value
 
@@ -40,12 +41,13 @@ _UNITS = {"K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
 
 # What a stage's submit file says for itself; written twice, the last would win in silence.
 _OWN_COMMANDS = {
-    "arguments", "batch_name", "checkpoint_exit_code", "dagman_log", "environment", "error",
-    "executable", "initialdir", "input", "log", "output", "preserve_relative_paths", "priority",
-    "request_cpus", "request_disk", "request_gpus", "request_memory", "requirements",
-    "retry_request_disk", "retry_request_memory", "should_transfer_files", "transfer_executable",
-    "transfer_checkpoint_files", "transfer_input_files", "transfer_output_files",
-    "transfer_output_remaps", "universe", "when_to_transfer_output",
+    "arguments", "batch_name", "checkpoint_exit_code", "container_image", "dagman_log",
+    "docker_image", "environment", "error", "executable", "initialdir", "input", "log", "output",
+    "preserve_relative_paths", "priority", "request_cpus", "request_disk", "request_gpus",
+    "request_memory", "requirements", "retry_request_disk", "retry_request_memory",
+    "should_transfer_files", "transfer_checkpoint_files", "transfer_executable",
+    "transfer_input_files", "transfer_output_files", "transfer_output_remaps", "universe",
+    "when_to_transfer_output",
 }  # fmt: skip
 # Not commands but the language itself.
 _LANGUAGE = {"queue", "include", "use", "if", "elif", "else", "endif", "error", "warning"}
@@ -96,6 +98,10 @@ def _checked(check: Callable[..., str], *values: Any) -> str:
 
 
 Text = Annotated[str, StringConstraints(min_length=1)]
+# Empty text is what a parameter that nobody set leaves: as if the key were not there.
+Universe = Annotated[
+    Literal["vanilla", "docker", "container"], BeforeValidator(lambda value: value or "vanilla")
+]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.@-]+$")]
 # In a file a number or a truth value can stand for its text.
 Word = Annotated[
@@ -138,6 +144,18 @@ class Defaults(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    universe: Universe = Field(
+        "vanilla",
+        description="where the command runs: `vanilla`, on the node itself; `docker`, in an image "
+        "by the node's Docker; `container`, in an image by what the node has, such as Apptainer",
+    )
+    image: str = Field(
+        "",
+        validate_default=True,
+        description="the image of a docker or container stage: a registry's, best with its "
+        "`@sha256:` digest; for container also a .sif file, a sandbox folder or a URL; else the "
+        "one that `condorctl image push` recorded last",
+    )
     request_cpus: int = Field(1, ge=1, description="cores")
     request_memory: Amount = Field("1 GB", description="memory, with its unit: 512 MB, 4 GB")
     request_disk: Amount = Field("1 GB", description="disk, with its unit: 512 MB, 4 GB")
@@ -254,6 +272,13 @@ class Stage(Defaults):
             message = f"needs exit code {EXIT_CODE} for itself: it is among final_exit_codes"
             raise PydanticCustomError("own", message)
         return interval
+
+    @field_validator("image")
+    @classmethod
+    def _fits(cls, image: str, info: ValidationInfo) -> str:
+        # A universe that is none has an error of its own.
+        universe = info.data.get("universe")
+        return _checked(images.check, universe, image) if universe else image
 
     def upstream(self, stages: Iterable[str]) -> list[str]:
         """The names of the stages this one waits for, from ``needs`` and from its inputs."""

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from condorctl.condor import submit_language
 from condorctl.errors import UserError, suggest
+from condorctl.images import record
 from condorctl.spec import matrix, yaml_text
 from condorctl.spec import site as profiles
 from condorctl.spec.pipeline import Pipeline, Site, Stage, Table, TableRow, is_url, split_input
@@ -232,6 +233,8 @@ class _Reader:
                 broken.add(key)
                 self._note(error)
         given = {**profiles.defaults(self.site, filled), "name": name}
+        if given.get("universe") in ("docker", "container") and not given.get("image"):
+            given["image"] = record.latest()
         try:
             return Stage.model_validate(given)
         except ValidationError as error:

@@ -61,6 +61,9 @@ class _Written(_Strict):
         found = super().str_schema(schema)
         return {"anyOf": [found, _FILLED_IN]} if "pattern" in found and not self.keys else found
 
+    def literal_schema(self, schema: core_schema.LiteralSchema) -> JsonSchemaValue:
+        return {"anyOf": [super().literal_schema(schema), {"const": ""}, _FILLED_IN]}
+
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
         # Parameters are filled into values, not into the keys above them.
         self.keys = True

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 # A file system whose clock ticks this slowly can change a file without changing its times.
 _COARSE_S = 2.0
@@ -76,6 +77,30 @@ def tree_sha256(path: Path, skip: Skip = nothing) -> str:
         for file in files(path, skip)
     )
     return text_sha256("".join(lines))
+
+
+def root_sha256(path: Path) -> str:
+    """The hash of a folder that is a whole root file system: its links are not followed.
+
+    From here they would lead into this machine's own files. Raises OSError.
+    """
+    lines = []
+    for folder, folders, names in os.walk(path, onerror=_refuse):
+        folders.sort()
+        for name in sorted([*names, *folders]):
+            entry = Path(folder, name)
+            found = entry.lstat()
+            what = ""
+            if stat.S_ISLNK(found.st_mode):
+                what = str(entry.readlink())
+            elif stat.S_ISREG(found.st_mode):
+                what = sha256(entry)
+            lines.append(f"{entry.relative_to(path)}\0{found.st_mode:o}\0{what}\0")
+    return text_sha256("".join(lines))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise error
 
 
 def text_sha256(text: str) -> str:

@@ -4,7 +4,7 @@
               committed, {file in the run's folder, bytes, complete}; null outside a repository
     code      sha256 of the code that travels, files (path: sha256)
     inputs    name: {source, bytes, sha256, copied}
-    images    stage: {image, digest}, the digest null where the name has none
+    images    stage: {image, digest}, the digest null where neither name nor file gives one
     packages  name: version, of the Python that condorctl runs in
     versions  condorctl, htcondor, python
     user, host, schedd, folder, command, spec, site, params
@@ -18,18 +18,18 @@ import getpass
 import importlib.metadata
 import json
 import platform
-import re
 import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import condorctl
 from condorctl import paths
 from condorctl.spec.pipeline import Pipeline
-from condorctl.submit import content
+from condorctl.submit import content, universe
 from condorctl.submit.snapshot import Snapshot
 
 Json = dict[str, Any]
@@ -40,9 +40,6 @@ _MOST_UNTRACKED = 100
 _MOST_FILES = 5000
 _GIT_S = 30
 
-_IMAGE = re.compile(r"^[ \t]*(?:docker|container)_image[ \t]*=[ \t]*(.*?)[ \t]*$", re.I | re.M)
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-
 
 def gather(
     pipeline: Pipeline,
@@ -50,11 +47,11 @@ def gather(
     taken: Snapshot,
     schedd: str,
     folder: Path,
-    texts: dict[str, str],
+    images: Mapping[str, universe.Image],
 ) -> Json:
     """All of it, as the module says; the diff goes into `folder`.
 
-    `texts` are the stages' submit files. Raises OSError when the diff cannot be written.
+    `images` are those of the stages. Raises OSError when the diff cannot be written.
     """
     packages = _packages()
     return {
@@ -72,7 +69,7 @@ def gather(
             }
             for text, one in taken.inputs.items()
         },
-        "images": {name: image for name, text in texts.items() if (image := _image(text))},
+        "images": dict(images),
         "packages": packages,
         "versions": {
             "condorctl": condorctl.__version__,
@@ -88,14 +85,6 @@ def gather(
         "site": pipeline.site.name if pipeline.site else None,
         "params": dict(pipeline.params),
     }
-
-
-def _image(text: str) -> Json | None:
-    found = _IMAGE.search(text)
-    if not found:
-        return None
-    digest = _DIGEST.search(found[1])
-    return {"image": found[1], "digest": digest[0] if digest else None}
 
 
 def _packages() -> dict[str, str]:

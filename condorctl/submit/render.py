@@ -23,7 +23,7 @@ from condorctl.ledger import record
 from condorctl.spec.pipeline import seconds
 from condorctl.spec.reader import Pipeline, Stage
 from condorctl.steer import notify
-from condorctl.submit import requests, snapshot
+from condorctl.submit import requests, snapshot, universe
 
 
 def render(
@@ -80,8 +80,9 @@ def _job(
     pipeline: Pipeline, stage: Stage, python: Sequence[str], places: Mapping[str, str]
 ) -> dict[str, Any]:
     """The quoted values that a stage's template puts into its submit file."""
-    python = (pipeline.site.python if pipeline.site else None) or python
-    command = [*python, *stage.command[1:]] if stage.command[0] == "python" else stage.command
+    command = stage.command
+    if command[0] == "python":
+        command = [*universe.python(pipeline, stage, python), *command[1:]]
     local = set(snapshot.local(stage, pipeline))
     inputs = [
         places.get(text, f"{Path(text).absolute()}{'/' * text.endswith('/')}")
@@ -96,6 +97,7 @@ def _job(
     # An output called like an option is none with its folder before it.
     outputs = [f"./{name}" if name.startswith("-") else name for name in stage.outputs]
     return {
+        "universe": universe.lines(stage),
         "arguments": submit_language.arguments([*final, *outputs, "--", *command]),
         "environment": submit_language.environment(environment),
         "inputs": _inputs(["code", *inputs], stage.name),

@@ -28,7 +28,7 @@ from condorctl.errors import UserError, suggest
 from condorctl.ledger import Ledger, Run, find
 from condorctl.ledger import Stage as Entry
 from condorctl.spec.pipeline import Pipeline, Stage, is_url, split_input
-from condorctl.submit import content, snapshot
+from condorctl.submit import content, universe
 from condorctl.submit.snapshot import Snapshot
 
 # In a rendered submit file.
@@ -82,11 +82,17 @@ class Plan:
 
 
 def fingerprint(
-    ledger: Ledger, stage: Stage, of: Pipeline, taken: Snapshot, python: Sequence[str], text: str
+    stage: Stage,
+    of: Pipeline,
+    taken: Snapshot,
+    python: Sequence[str],
+    text: str,
+    image: universe.Image | None,
 ) -> Prints:
     """What the result of `stage` depends on, each part by its SHA-256.
 
-    `python` is what that word means at the head of a command, `text` the rendered submit file.
+    `python` is what that word means at the head of a command, `text` the rendered submit file,
+    `image` the one that is named there.
     """
     packages = {Path(name).name for name in stage.code}
     # A stage that declares no code can still import what the others brought along.
@@ -98,11 +104,9 @@ def fingerprint(
         for text in stage.inputs
     ]
     images = [line.strip() for line in _IMAGE.findall(text)]
-    for line in images:
-        file = Path(line.partition("=")[2].strip())
-        if file.is_file():
-            images.append(snapshot.sha256(ledger, file.absolute()))
-            break
+    if image and image["digest"]:
+        # Of a file the name says nothing about what is in it.
+        images.append(image["digest"])
     parts = {
         "command": stage.command,
         "code": code,

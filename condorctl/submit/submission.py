@@ -21,7 +21,7 @@ from condorctl.ledger import Ledger, Run, Stage, events, find, runfile
 from condorctl.pool import elsewhere
 from condorctl.spec import reader
 from condorctl.spec.pipeline import Pipeline
-from condorctl.submit import drafts, provenance, render, reuse, snapshot, spool
+from condorctl.submit import drafts, provenance, render, reuse, snapshot, spool, universe
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,16 @@ def submit(
             stage.name: render.submit_file(pipeline, stage, pipeline.name, python())
             for stage in pipeline.stages.values()
         }
-        words = (pipeline.site.python if pipeline.site else None) or python()
+        images = universe.used(ledger, texts)
         prints = {
-            stage.name: reuse.fingerprint(ledger, stage, pipeline, taken, words, texts[stage.name])
+            stage.name: reuse.fingerprint(
+                stage, pipeline, taken, universe.python(pipeline, stage, python()),
+                texts[stage.name], images.get(stage.name),
+            )
             for stage in pipeline.stages.values()
-        }
+        }  # fmt: skip
         plan = reuse.plan(ledger, pipeline, prints, wish or reuse.Wish(), draft)
-        origin = provenance.gather(pipeline, file, taken, schedd, draft, texts)
+        origin = provenance.gather(pipeline, file, taken, schedd, draft, images)
         with ledger.session() as session:
             run = _entry(session, pipeline, runs, schedd)
             run.provenance = {**origin, "why": plan.why}

@@ -267,6 +267,7 @@ class Campaign:
                                workload.losses(world.witness, run["run"], stage)],
                 })  # fmt: skip
         total, again = workload.repeated(world.witness)
+        restarts, went_on = workload.restarts(world.witness)
         check = world.see("ledger_check")
         return {
             "options": vars(self.options),
@@ -276,6 +277,7 @@ class Campaign:
             "runs": {run["run"]: run["state"] for run in runs},
             "stages": stages,
             "steps": {"done": total, "again": again},
+            "restarts": {"all": restarts, "went_on": went_on},
             "interval_s": workload.INTERVAL_S,
             "means": dict(world.means),
             "holds": dict(self.holds),

@@ -56,7 +56,7 @@ def text(found: Json) -> str:
         lines.append(f"| {kind:{width}} | {injected:8} | {seen:11} | {told:>12} |")
     lines.append("")
     done = sum(state == "done" for state in found["runs"].values())
-    steps = found["steps"]
+    steps, restarts = found["steps"], found["restarts"]
     share = 100 * steps["again"] / max(1, steps["done"])
     largest = max((x["seconds"] for one in stages for x in one["losses"]), default=0.0)
     check = found["check"] or {}
@@ -67,6 +67,7 @@ def text(found: Json) -> str:
         ("finals identical", f"{sum(one['final'] for one in stages)} of {len(stages)} stages"),
         ("metrics identical", f"{sum(one['metrics'] for one in stages)} of {len(stages)} stages"),
         ("work done again", f"{steps['again']} of {steps['done']} steps ({share:.1f} %)"),
+        ("started again", f"{restarts['all']} times, {restarts['went_on']} from a checkpoint"),
         ("largest loss", f"{largest:.1f} s, with a checkpoint every {found['interval_s']} s"),
         ("ledger against history", _checked(check)),
         ("orphans left", orphans),

@@ -190,6 +190,16 @@ def losses(witness: Path, run: str, stage: str) -> list[Loss]:
     return found
 
 
+def restarts(witness: Path) -> tuple[int, int]:
+    """The starts of all chains but each one's first, and how many went on from a checkpoint."""
+    every = went_on = 0
+    for file in witness.iterdir():
+        later = starts(witness, *file.name.rsplit(".", 1))[1:]
+        every += len(later)
+        went_on += sum(start.step > 0 for start in later)
+    return every, went_on
+
+
 def repeated(witness: Path) -> tuple[int, int]:
     """The steps of all chains, and how many of them were done again."""
     total = distinct = 0

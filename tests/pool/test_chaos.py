@@ -34,6 +34,8 @@ def test_a_small_campaign_loses_nothing(capsys: pytest.CaptureFixture[str]) -> N
         world.remove()
     print(table.text(found))
     assert table.failures(found) == []
+    # Without a checkpoint on the submit side every start would begin anew.
+    assert found["restarts"]["went_on"] > 0
     injected = [one for one in found["faults"] if one["what"]]
     assert len(injected) >= 6
     assert sum(bool(one["effect"]) for one in injected) >= len(injected) / 2

@@ -64,5 +64,6 @@ def test_each_kind_of_fault_has_a_row_that_names_tests_that_are_there() -> None:
     assert {kind for kind, _ in rows} == set(campaign.KINDS)
     for _, named in rows:
         for file, test in re.findall(r"`(\S+?)::(\w+)`", named):
-            [path] = Path(__file__).parents[1].glob(f"*/{file}")
-            assert f"def {test}(" in path.read_text(encoding="utf-8"), f"{file}::{test}"
+            paths = Path(__file__).parents[1].glob(f"*/{file}")
+            texts = [path.read_text(encoding="utf-8") for path in paths]
+            assert any(f"def {test}(" in text for text in texts), f"{file}::{test}"

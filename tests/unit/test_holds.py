@@ -54,6 +54,20 @@ URL = (
         (34, 104, "", "it used more disk than it asked for", "raise request_disk"),
         (21, 102, "memory usage exceeded request_memory", "it used more memory", "raise request_mem"),
         (3, 102, "an hour is over", "a hold policy of the job itself says: an hour", "change"),
+        (12, 2, OUTPUT.replace("out/model.pt", "_condorctl_job"), "the stage was never started",
+         "see `condorctl logs 7.0 --err`"),
+        (35, 0, "Error from slot1@vm: Cannot pull image 127.0.0.1:5055/none:1 Error: initializing "
+         "source docker://127.0.0.1:5055/none:1: reading manifest 1 in 127.0.0.1:5055/none: manifest "
+         "unknown: manifest unknown", "the registry has no 127.0.0.1:5055/none:1", "correct `image`"),
+        (35, 0, "Error from slot1@vm: Cannot pull image r.invalid/x:1 Error: initializing source "
+         "docker://r.invalid/x:1: pinging container registry r.invalid: Get "
+         '"https://r.invalid/v2/": dial tcp: lookup r.invalid on 10.0.0.1:53: no such host',
+         "the node cannot reach the registry of r.invalid/x:1", "see that it runs"),
+        (35, 0, "Error from slot1@vm: Cannot pull image x/y:1 Error response from daemon: pull access "
+         "denied for x/y, repository does not exist or may require 'docker login'",
+         "the registry has no x/y:1, or wants a login for it", "correct `image`"),
+        (35, 0, "Error from slot1@vm: Resource limits are not supported Error: container-init binary "
+         "not found on the host", "its container could not be started", "see what the node says"),
         (46, 0, "The job exceeded allowed job duration of 00:05", "it took longer", "raise that"),
         (4711, 1, "?", "hold code 4711.1", "see the reason below"),
         (None, None, "", "hold code None.None", "see the reason below"),

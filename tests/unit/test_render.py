@@ -86,6 +86,21 @@ def test_files_travel_under_the_stage_that_made_them(folder: Path) -> None:
     assert "A='b c'" in value(texts["two"], "environment")
 
 
+def test_self_checkpointing_is_asked_for_by_a_key_alone(folder: Path, project: Path) -> None:
+    (project / "jobs" / "p.yaml").write_text(
+        "stages: {a: {command: [x], outputs: [o], checkpoint_interval: 1.5 h}, b: {command: [x], "
+        "checkpoint_copy_interval: 90 s}}"
+    )
+    texts = run(folder)
+    assert value(texts["a"], "checkpoint_exit_code") == "85"
+    assert value(texts["a"], "transfer_checkpoint_files") == "o, checkpoints, _condorctl_job"
+    assert value(texts["a"], "MY.CondorctlCheckpointInterval") == "5400"
+    assert "checkpoint_exit_code" not in texts["b"]
+    assert value(texts["b"], "MY.CondorctlCheckpoints") == '"b/checkpoints"'
+    assert value(texts["b"], "MY.CondorctlCopyInterval") == "90"
+    assert (folder / "b" / "checkpoints").is_dir()
+
+
 def test_the_code_is_a_copy_of_that_moment(folder: Path, project: Path) -> None:
     run(folder)
     (project / "tool" / "__init__.py").write_text("x = 2")

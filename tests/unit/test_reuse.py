@@ -15,7 +15,7 @@ from condorctl.errors import UserError
 from condorctl.ledger import Job, Ledger, Output, Run, Stage, find
 from condorctl.spec import reader
 from condorctl.steer import cleaning
-from condorctl.submit import render, reuse, snapshot
+from condorctl.submit import render, reuse, snapshot, universe
 
 SPEC = """
 params: {n: 1}
@@ -55,13 +55,18 @@ class Tree:
         Path("jobs/p.yaml").write_text(text)
         self.pipeline = reader.load(Path("jobs/p.yaml"), {"n": str(n)})
         taken = snapshot.take(self.ledger, self.pipeline, self.folder)
+        stages = self.pipeline.stages
+        texts = {
+            name: render.submit_file(self.pipeline, stage, "p", ["python3"])
+            for name, stage in stages.items()
+        }
+        images = universe.used(self.ledger, texts)
         return {
             name: reuse.fingerprint(
-                self.ledger, stage, self.pipeline, taken, ["python3"],
-                render.submit_file(self.pipeline, stage, "p", ["python3"]),
+                stage, self.pipeline, taken, ["python3"], texts[name], images.get(name)
             )
-            for name, stage in self.pipeline.stages.items()
-        }  # fmt: skip
+            for name, stage in stages.items()
+        }
 
     def plan(self, text: str = SPEC, n: int = 1, **wish: Any) -> reuse.Plan:
         prints = self.prints(text, n)
@@ -98,6 +103,9 @@ class Tree:
         return folder
 
 
+IMAGE = f"host.example:5000/x@sha256:{'0' * 64}"
+
+
 def changed(before: reuse.Prints, after: reuse.Prints) -> list[str]:
     return [part for part in before if before[part] != after[part]]
 
@@ -112,7 +120,7 @@ def test_each_part_of_a_stage_counts_for_itself_and_resources_do_not(ledger: Led
         (SPEC.replace("https://x/y", "https://x/z"), "a", ["inputs"]),
         (SPEC.replace("o.txt", "p.txt"), "b", ["outputs"]),
         (SPEC.replace("b: {", "b: {environment: {A: x}, "), "b", ["environment"]),
-        (SPEC.replace("b: {", "b: {submit: {container_image: x.sif}, "), "b", ["image"]),
+        (SPEC.replace("b: {", f"b: {{universe: docker, image: {IMAGE}, "), "b", ["image"]),
     ]:
         assert changed(first[stage], tree.prints(text)[stage]) == expected, text
     assert changed(first["a"], tree.prints(SPEC, n=2)["a"]) == ["command"]
@@ -121,6 +129,34 @@ def test_each_part_of_a_stage_counts_for_itself_and_resources_do_not(ledger: Led
     assert (changed(first["a"], after["a"]), changed(first["b"], after["b"])) == (["code"], [])
     Path("data").write_text("2")
     assert changed(after["a"], tree.prints(SPEC)["a"]) == ["inputs"]
+
+
+def test_an_image_counts_by_its_digest_or_by_its_bytes(ledger: Ledger, project: Path) -> None:
+    tree = Tree(ledger)
+
+    def image(universe: str, name: str) -> reuse.Prints:
+        text = SPEC.replace("b: {", f"b: {{universe: {universe}, image: '{name}', ")
+        return tree.prints(text)["b"]
+
+    other = IMAGE.replace("0" * 64, "1" * 64)
+    assert changed(image("docker", IMAGE), image("docker", other)) == ["image"]
+    file = project / "x.sif"
+    file.write_text("one")
+    before = image("container", "x.sif")
+    file.write_text("two")
+    assert changed(before, image("container", "x.sif")) == ["image"]
+
+    # A root file system's links lead into this machine when they are followed from here.
+    box = project / "box"
+    (box / "bin").mkdir(parents=True)
+    (box / "etc").symlink_to("/nowhere")
+    before = image("container", str(box))
+    (box / "bin" / "sh").write_text("x")
+    after = image("container", str(box))
+    assert changed(before, after) == ["image"] and image("container", str(box)) == after
+    (box / "etc").unlink()
+    (box / "etc").symlink_to("/elsewhere")
+    assert changed(after, image("container", str(box))) == ["image"]
 
 
 def test_the_newest_run_that_is_whole_stands_in(ledger: Ledger) -> None:

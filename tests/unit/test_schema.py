@@ -59,6 +59,11 @@ GOOD = {
           s: {command: [x], request_cpus: "{{ n }}", max_memory: "{{ m }}", retries: "{{ n + 1 }}",
               final_exit_codes: ["{{ e }}"], priority: "{{ n }}"}
     """,
+    "an image by parameters": """
+        params: {u: "", i: ""}
+        stages: {s: {command: [x], universe: "{{ u }}", image: "{{ i }}"},
+                 t: {command: [x], universe: docker, image: "a.b/c:1"}}
+    """,
     "bare words of a command": "stages: {s: {command: [x, 1, 1.5, true]}}",
     "command in defaults": "defaults: {command: [x]}\nstages: {s: {}, t: {request_gpus: 1}}",
     "matrix": """
@@ -101,6 +106,8 @@ WRONG = {
     "no stages": "params: {a: 1}",
     "no command": "stages: {s: {needs: []}}",
     "a command as text": "stages: {s: {command: go now}}",
+    "no universe": "stages: {s: {command: [x], universe: docke}}",
+    "an image that is no text": "stages: {s: {command: [x], universe: docker, image: 1}}",
     "no number": "stages: {s: {command: [x], retries: many}}",
     "negative": "stages: {s: {command: [x], request_cpus: 0}}",
     "no unit": "stages: {s: {command: [x], request_memory: '2000'}}",

@@ -13,7 +13,7 @@ from condorctl.errors import UserError
 from condorctl.ledger import Ledger
 from condorctl.spec import reader
 from condorctl.spec.pipeline import Pipeline
-from condorctl.submit import content, provenance, snapshot
+from condorctl.submit import content, provenance, snapshot, universe
 
 
 @pytest.fixture
@@ -138,7 +138,8 @@ def test_the_commit_and_what_was_not_committed_are_recorded(project: Path, ledge
         "file": "uncommitted.diff", "bytes": len(diff), "complete": True,
     }  # fmt: skip
     assert dirty["packages"]["pytest"] == pytest.__version__
-    image = {"s0": "docker_image = x@sha256:" + "a" * 64 + "\n", "s1": "container_image = y\n"}
-    found = provenance.gather(pipeline, file, taken, "s", draft, image)["images"]
+    texts = {"s0": "docker_image = x@sha256:" + "a" * 64 + "\n", "s1": "container_image = y\n"}
+    images = universe.used(ledger, texts)
+    found = provenance.gather(pipeline, file, taken, "s", draft, images)["images"]
     assert found["s0"]["digest"] == "sha256:" + "a" * 64
     assert found["s1"] == {"image": "y", "digest": None}

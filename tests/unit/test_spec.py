@@ -210,6 +210,18 @@ def test_the_order_is_the_first_in_the_files_order_that_is_possible(
 
 
 WRONG = {
+    "an image without its universe": (
+        "stages:\n  s:\n    command: [x]\n    image: a/b",
+        "p.yaml:4: stages.s.image: a vanilla stage runs on the node itself",
+    ),
+    "a universe without its image": (
+        "stages: {s: {command: [x], universe: docker}}",
+        "p.yaml:1: stages.s.image: a docker stage needs an image",
+    ),
+    "an image beside the spec's key": (
+        "stages: {s: {command: [x], submit: {Docker_Image: a}}}",
+        "stages.s.submit.Docker_Image: is a stage's own",
+    ),
     "unknown key": ("stages: {s: {comand: [x]}}", "p.yaml:1: stages.s.comand: unknown key"),
     "top level": ("stagez: {}\nstages: {s: {command: [x]}}", "did you mean 'stages'"),
     "no stages": ("params: {a: 1}", "needs 'stages'"),
