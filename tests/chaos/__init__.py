@@ -9,5 +9,6 @@ faults.py     what a fault is; processes killed, jobs evicted and held, nodes th
 damage.py     disks that are full, checkpoints that are damaged, logs that are rotated
 commands.py   condorctl itself: killed, two at once, cut off in a fetch
 campaign.py   the plan from the seed, and its execution
-table.py      what came of it
+outcome.py    what came of it
+    table.py      the same for a human
 """

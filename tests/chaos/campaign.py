@@ -14,13 +14,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests import crash
-from tests.chaos import commands, damage, faults, workload
+from tests.chaos import commands, damage, faults, outcome, workload
 from tests.chaos.faults import Fault
+from tests.chaos.outcome import Injected
 from tests.chaos.world import World
 
 Json = dict[str, Any]
@@ -84,25 +85,6 @@ def plan(options: Options, without: Sequence[str] = ()) -> list[Planned]:
     ]
 
 
-@dataclass
-class Injected:
-    """What became of a planned fault. Times are seconds since the campaign began."""
-
-    planned: Planned
-    fault: Fault
-    at: float
-    what: str | None
-    until: float = 0.0  # when it is to be undone, 0 when it was
-    effect: str | None = None
-    clock: float = field(default_factory=time.time)
-
-    def as_json(self) -> Json:
-        return {
-            "kind": self.planned.kind, "seed": self.planned.seed, "pause_s": self.planned.pause_s,
-            "at_s": self.at, "what": self.what, "effect": self.effect,
-        }  # fmt: skip
-
-
 class Campaign:
     """One campaign in a world of its own."""
 
@@ -138,7 +120,15 @@ class Campaign:
             self._inject(planned, number)
         faults_s = world.now
         self._settle()
-        return {**self._found(), "faults_s": faults_s}
+        return {
+            "options": vars(options),
+            "without": self.without,
+            "faults": [one.as_json() for one in self.injected],
+            "faults_s": faults_s,
+            "means": dict(world.means),
+            "holds": dict(self.holds),
+            **outcome.of(world, self.references, self.injected),
+        }
 
     def _undisturbed(self) -> None:
         """The method's stages once, before anything happens."""
@@ -163,7 +153,7 @@ class Campaign:
             if what is not None or time.monotonic() > end:
                 break
             self._wait(1.0)
-        one = Injected(planned, fault, at, what, clock=clock)
+        one = Injected(planned.kind, planned.seed, planned.pause_s, fault, at, clock, what)
         if what is None:
             one.effect = "nothing was there"
         elif fault.lasts_s:
@@ -251,82 +241,6 @@ class Campaign:
                 break
             time.sleep(1)
         self._tell(f"{self.world.now:7.1f}  the runs have settled")
-
-    def _found(self) -> Json:
-        world = self.world
-        stages, runs = [], world.all_runs()
-        for run in sorted(runs, key=lambda one: str(one["submitted"])):
-            for stage in workload.stages(run["pipeline"]):
-                one = workload.left(run["pipeline"], world.runs / run["run"] / stage)
-                wanted = self.references.get((run["pipeline"], stage))
-                stages.append({
-                    "run": run["run"], "stage": stage, "state": run["state"],
-                    "final": bool(one and wanted and one.sha256 == wanted.sha256),
-                    "metrics": bool(one and wanted and one.metrics == wanted.metrics),
-                    "losses": [self._loss(loss) for loss in
-                               workload.losses(world.witness, run["run"], stage)],
-                })  # fmt: skip
-        total, again = workload.repeated(world.witness)
-        restarts, went_on = workload.restarts(world.witness)
-        check = world.see("ledger_check")
-        return {
-            "options": vars(self.options),
-            "without": self.without,
-            "seconds": world.now,
-            "faults": [one.as_json() for one in self.injected],
-            "runs": {run["run"]: run["state"] for run in runs},
-            "stages": stages,
-            "steps": {"done": total, "again": again},
-            "restarts": {"all": restarts, "went_on": went_on},
-            "interval_s": workload.INTERVAL_S,
-            "means": dict(world.means),
-            "holds": dict(self.holds),
-            "check": check,
-            "unclear": world.unclear,
-            "orphans": self._orphans(),
-        }
-
-    def _loss(self, loss: workload.Loss) -> Json:
-        """A loss, and the fault that it came of: the last before the next start, the nearest."""
-        about = [
-            one for one in self.injected
-            if one.what and loss.last_step - 5 <= one.clock <= loss.again
-        ]  # fmt: skip
-        mine = [one for one in about if one.fault.target == (loss.run, loss.stage)]
-        kind = (mine or about)[-1].planned.kind if about else "unknown"
-        return {"steps": loss.steps, "seconds": round(loss.seconds, 1), "kind": kind}
-
-    def _orphans(self) -> Json:
-        """What is left in the queue, of processes and on the disks, once all is done."""
-        world = self.world
-        queue = world.condorctl("pool", "run", "condor_q", "-allusers", "-af", "ClusterId").stdout
-        end = time.monotonic() + 30
-        places = [world.pool.execute, *(n.execute for n in world.pool.nodes if n.processes())]
-        while any(place.glob("dir_*") for place in places) and time.monotonic() < end:
-            if not [one for place in places for one in place.glob("dir_*")]:
-                break
-            time.sleep(1)
-        sandboxes = [str(one) for place in places for one in place.glob("dir_*")]
-        world.condorctl("status", "--all")
-        files = [path for path in world.disk.rglob("*") if _is_temporary(path)]
-        world.end()
-        left = [f"{one.pid}" for one in world.pool.everything()]
-        root = str(world.folder)
-        return {
-            "jobs": queue.split(),
-            "processes": left,
-            "sandboxes": [one.replace(root, "") for one in sandboxes],
-            "files": [str(one).replace(root, "") for one in files],
-        }
-
-
-def _is_temporary(path: Path) -> bool:
-    name = path.name
-    return (
-        name.endswith((".partial", ".new", ".part.partial"))
-        or name.startswith((".new-", ".run.json-"))
-        or (name.startswith(".") and ".rescue" in name)
-    )
 
 
 def save(found: Json, file: Path) -> None:

@@ -19,6 +19,7 @@ from tests.chaos.pool import command, parent
 from tests.chaos.world import World, kill
 
 _CUT_S = 20
+_SILENT_S = 150
 
 
 class CondorctlKilled(Fault):
@@ -87,7 +88,10 @@ def submitted(world: World) -> list[str]:
 def _kill(world: World, words: list[str], point: crash.Point) -> bool:
     """Whether condorctl, told `words`, was killed at that point."""
     ours = [f"{k}={v}" for k, v in world.environment.items() if os.environ.get(k) != v]
-    return crash.kill(["env", *ours, *crash.condorctl(*words)], world.project, point)
+    try:
+        return crash.kill(["env", *ours, *crash.condorctl(*words)], world.project, point)
+    except subprocess.TimeoutExpired:
+        return False
 
 
 class TwoAtOnce(Fault):
@@ -113,7 +117,12 @@ class TwoAtOnce(Fault):
         ]  # fmt: skip
         self._codes = []
         for one, process in zip(self._words, started, strict=True):
-            said, _ = process.communicate(timeout=150)
+            try:
+                said, _ = process.communicate(timeout=_SILENT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said, _ = process.communicate()
+                world.unclear.append(f"{world.now}: condorctl {' '.join(one)}: silent")
             self._codes.append(process.returncode)
             world.judge(tuple(one), process.returncode, said)
         return " and ".join(one[0] for one in self._words)

@@ -75,7 +75,7 @@ class Fault(ABC):
 class _KillTask(Fault):
     """A process of a running job."""
 
-    def _choose_task(self, world: World, tasks: list[Task]) -> Task | None:
+    def _choose_task(self, tasks: list[Task]) -> Task | None:
         tasks = sorted(tasks, key=lambda one: (one.run, one.stage, one.process.pid))
         found = self._choose(tasks)
         if isinstance(found, Task):
@@ -97,7 +97,7 @@ class KillJob(_KillTask):
         script = self.draw.random() < 0.7
         every = world.tasks()
         task = self._choose_task(
-            world, [one for one in every if (one.is_script if script else one.is_top)]
+            [one for one in every if (one.is_script if script else one.is_top)]
         )
         if not (task and kill(task.process)):
             return None
@@ -108,7 +108,7 @@ class KillStarter(_KillTask):
     kind = "kill -9: condor_starter"
 
     def inject(self, world: World) -> str | None:
-        task = self._choose_task(world, [one for one in world.tasks() if one.is_top])
+        task = self._choose_task([one for one in world.tasks() if one.is_top])
         starter = world.starter_of(task) if task else None
         if not (task and starter and kill(starter)):
             return None

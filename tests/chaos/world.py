@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ Answer = subprocess.CompletedProcess[str]
 
 _COMMAND_S = 150
 _DISK = "size=400m,mode=0755"
-_AD = re.compile(r'(?m)^(JobBatchName|DAGNodeName|GlobalJobId) = "(.*)"$')
+_AD = re.compile(r'(?m)^(JobBatchName|DAGNodeName) = "(.*)"$')
 # What a command that cannot do its work may exit with, its reason in one line.
 _TRACEBACK = "Traceback (most recent call last)"
 
@@ -156,11 +157,15 @@ class World:
     def condorctl(self, *words: str, timeout: float = _COMMAND_S) -> Answer:
         """Run the real command line as the user does; what is no clear answer is noted."""
         folder = self.project if self.project.is_dir() else self.folder
-        answer = subprocess.run(
-            [sys.executable, "-m", "condorctl", *words],
-            cwd=folder, env=self.environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=timeout,
-        )  # fmt: skip
+        try:
+            answer = subprocess.run(
+                [sys.executable, "-m", "condorctl", *words],
+                cwd=folder, env=self.environment, stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, timeout=timeout,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            self.unclear.append(f"{self.now}: condorctl {' '.join(words)}: silent for {timeout} s")
+            return subprocess.CompletedProcess(words, 124, "", "")
         self.judge(words, answer.returncode, answer.stdout + answer.stderr)
         return answer
 
@@ -187,9 +192,12 @@ class World:
             )  # fmt: skip
         assert self._eyes.stdin and self._eyes.stdout
         print(json.dumps([name, words]), file=self._eyes.stdin, flush=True)
-        line = self._eyes.stdout.readline()
+        ready, _, _ = select.select([self._eyes.stdout], [], [], _COMMAND_S)
+        line = self._eyes.stdout.readline() if ready else ""
         if not line:
-            self.unclear.append(f"{self.now}: api.{name} ended the process")
+            self.unclear.append(f"{self.now}: api.{name}: no answer")
+            self._eyes.kill()
+            self._eyes.wait()
             return None
         answer, _, trouble = json.loads(line)
         if trouble:
