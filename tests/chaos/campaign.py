@@ -38,7 +38,7 @@ KINDS: dict[str, type[Fault]] = {
     )
 }  # fmt: skip
 
-_LOOK_S = 3.0
+_LOOK_S = 4.0
 # How long what has come of a fault may take to be seen: a lease of a minute is the longest wait.
 _SEEN_S = 150.0
 # Nothing is done for a run for that long after something was.
@@ -59,7 +59,7 @@ class Options:
     steps: int = 100
     pace: float = 0.2
     cpus: int = 3
-    most_s: float = 1700.0  # for the faults; no more are injected afterwards
+    most_s: float = 2400.0  # for the faults; no more are injected afterwards
     settle_s: float = 420.0  # for what is left of the runs
     kinds: tuple[str, ...] = ()  # none but these
 
@@ -208,7 +208,7 @@ class Campaign:
             self._submit()
 
     def _release(self, name: str) -> None:
-        view = self.world.see("status", run=name)
+        view = self.world.view(name)
         if not view:
             return
         self._cared[name] = time.time()

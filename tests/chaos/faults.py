@@ -58,8 +58,7 @@ class Fault(ABC):
         run, stage = self.target
         if any(one.time > self.at for one in workload.starts(world.witness, run, stage)):
             return "started again"
-        view = world.see("status", run=run)
-        for one in view["stages"] if view else []:
+        for one in world.view(run).get("stages", []):
             if one["stage"] != stage:
                 continue
             if any(job["started"] and job["started"] > self.at for job in one["jobs"]):

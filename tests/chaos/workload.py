@@ -53,10 +53,10 @@ defaults:
   checkpoint_copy_interval: 5 s
 stages:
   pretrain:
-    command: [python, -m, robust, pretrain, --preset, smoke, --set, pretrain.epochs=3]
+    command: [python, -m, robust, pretrain, --preset, smoke, --set, pretrain.epochs=2]
   train:
     command: [python, -m, robust, train, --preset, smoke, --init, pretrain/checkpoint.pt,
-              --set, train.epochs=4]
+              --set, train.epochs=3]
     inputs: [pretrain/checkpoint.pt]
 """
 

@@ -28,6 +28,7 @@ Json = dict[str, Any]
 Answer = subprocess.CompletedProcess[str]
 
 _COMMAND_S = 150
+_FRESH_S = 2.0
 _DISK = "size=400m,mode=0755"
 _AD = re.compile(r'(?m)^(JobBatchName|DAGNodeName) = "(.*)"$')
 # What a command that cannot do its work may exit with, its reason in one line.
@@ -89,6 +90,7 @@ class World:
         # Of whom the campaign knows that it holds or cut them, until it undoes that.
         self.held: set[str] = set()
         self.mounts: list[Path] = []
+        self._views: dict[str, tuple[float, Json]] = {}
         self._names = 1
         self._eyes: subprocess.Popen[str] | None = None
         self.environment = {
@@ -213,14 +215,21 @@ class World:
         found = self.see("status", all=True)
         return list(found["runs"]) if found else []
 
+    def view(self, run: str) -> Json:
+        """A run as `condorctl status` shows it, some seconds old at most; empty when it does not."""
+        when, known = self._views.get(run, (0.0, {}))
+        if time.monotonic() - when > _FRESH_S:
+            known = self.see("status", run=run) or {}
+            self._views[run] = time.monotonic(), known
+        return known
+
     def jobs(self, *states: str) -> list[Json]:
         """The jobs of unfinished runs in one of these states, each with its `run` and `stage`."""
         found = []
         for run in self.all_runs():
             if run["finished"]:
                 continue
-            view = self.see("status", run=run["run"])
-            for stage in view["stages"] if view else []:
+            for stage in self.view(run["run"]).get("stages", []):
                 found += [
                     {**job, "run": run["run"], "stage": stage["stage"]}
                     for job in stage["jobs"][-1:]
