@@ -216,7 +216,7 @@ class World:
         return list(found["runs"]) if found else []
 
     def view(self, run: str) -> Json:
-        """A run as `condorctl status` shows it, some seconds old at most; empty when it does not."""
+        """A run as `condorctl status` shows it, or as it did some seconds ago; {} if not."""
         when, known = self._views.get(run, (0.0, {}))
         if time.monotonic() - when > _FRESH_S:
             known = self.see("status", run=run) or {}
