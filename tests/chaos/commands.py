@@ -142,12 +142,11 @@ class CutFetch(Fault):
         self.cuts = draw.randint(1, 3)
 
     def inject(self, world: World) -> str | None:
-        jobs = sorted(world.jobs("running"), key=lambda job: (job["run"], job["stage"]))
-        jobs = [job for job in jobs if not job["run"].startswith(workload.ROBUST)]
-        job = self._choose(jobs)
-        if not job:
+        there = [one for one in world.tasks() if (one.sandbox / chain.BALLAST).is_file()]
+        self.target = self._choose(sorted({(one.run, one.stage) for one in there}))
+        if not self.target:
             return None
-        name, to = f"{job['run']}/{job['stage']}", world.folder / "cut"
+        name, to = "/".join(self.target), world.folder / "cut"
         shutil.rmtree(to, ignore_errors=True)
         words = [sys.executable, "-m", "condorctl", "fetch", name, chain.BALLAST, "--to", str(to)]
         fetch = subprocess.Popen(
@@ -170,7 +169,6 @@ class CutFetch(Fault):
             if not self._whole:
                 world.unclear.append(f"{world.now}: fetch {name} brought another file: {file}")
         shutil.rmtree(to, ignore_errors=True)
-        self.target = (job["run"], job["stage"])
         return f"{name}: {self._killed} cuts, after {self._seen} bytes" if self._killed else None
 
     def _cut(self, pid: int, to: Path) -> None:
