@@ -56,6 +56,8 @@ class _Loop:
     copied: float = -float("inf")
     copying_s: float = 0.0
     refused: bool = False
+    # Why the last copy did not get there: each reason is told once.
+    trouble: str = ""
     # Those on the submit side, the oldest first.
     there: list[Checkpoint] = field(default_factory=list)
     # Files that came damaged, and may be so on the submit side: names of whole ones are trusted.
@@ -188,7 +190,9 @@ def _copy(folder: Folder, made: Checkpoint) -> None:
         _tell(f"{error}: checkpoints leave this node only when HTCondor brings them{mend}")
     except OSError as error:
         # The submit side may be away for a while; this checkpoint stays here, the next one tries.
-        _tell(f"checkpoint {made.number} was not copied to the submit side: {error}")
+        if str(error) != _loop.trouble:
+            _tell(f"checkpoint {made.number} was not copied to the submit side: {error}")
+        _loop.trouble = str(error)
     _loop.copied, _loop.copying_s = now, time.monotonic() - now
 
 
