@@ -42,6 +42,8 @@ _JOB_ATTRIBUTES = [
     "DiskUsage", "RemoteUserCpu", "RemoteSysCpu", "TotalSubmitProcs",
 ]  # fmt: skip
 
+# JobStatus: removed, completed.
+_ENDED = (3, 4)
 # What a spooled DAGMan job says of where it comes from.
 FOLDER = "CondorctlFolder"
 
@@ -246,7 +248,8 @@ def is_queued(folder: str) -> bool:
 
     Raises Unreachable.
     """
-    return bool(_queued(folder))
+    # What ended on a schedd elsewhere stays there until its files are brought back.
+    return any(ad.get("JobStatus") not in _ENDED or FOLDER not in ad for ad in _queued(folder))
 
 
 def dag_of(folder: str) -> int | None:
@@ -266,7 +269,8 @@ def _queued(folder: str) -> list[Ad]:
         text = classad2.quote(folder)
         # Of a job that was spooled, Iwd is a folder of the schedd's.
         constraint = f"Iwd == {text} || {FOLDER} == {text}"
-        return list(schedd.query(constraint=constraint, projection=["ClusterId", "DAGManJobId"]))
+        wanted = ["ClusterId", "DAGManJobId", "JobStatus", FOLDER]
+        return list(schedd.query(constraint=constraint, projection=wanted))
     except Exception as error:
         raise _silent(error) from None
 

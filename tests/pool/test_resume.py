@@ -42,7 +42,7 @@ def test_a_run_goes_on_after_failing_after_removal_and_after_dagman_was_killed(
         stages:
           a: {{command: [sh, -c, "echo a > a.txt"], outputs: [a.txt]}}
           b:
-            command: [sh, -c, "cp a/a.txt b.txt; test -e '{mended}' || exit 5"]
+            command: [sh, -c, "cp a/a.txt b.txt; test -e '{mended}' || (sleep 5; exit 5)"]
             inputs: [a/a.txt]
             outputs: [b.txt]
             retries: 1
@@ -96,7 +96,7 @@ def test_a_run_goes_on_after_failing_after_removal_and_after_dagman_was_killed(
     assert status(name)["stages"]["c"]["state"] == "removed"
 
     assert as_json(condorctl, "resume", name)["kept"] == ["a", "b"]
-    assert status(name)["stages"]["c"]["state"] in {"ready", "idle"}
+    assert status(name)["stages"]["c"]["state"] in {"ready", "idle", "running"}
     c = wait(name, is_running("c"))["stages"]["c"]
     assert f"condorctl cancel {name}" in one_error_line(condorctl("rm", status(name)["dag"]))
     assert as_json(condorctl, "rm", f"{name}/c") == {"what": f"{name}/c ({c['job']})", "jobs": 1}
@@ -128,7 +128,7 @@ def test_a_run_goes_on_after_failing_after_removal_and_after_dagman_was_killed(
 def test_what_cannot_be_resumed_is_one_line(
     submit: Submit, wait: Wait, condorctl: Condorctl, project: Path
 ) -> None:
-    name = submit("stages: {one: {command: ['false'], request_memory: 64 MB}}")
+    name = submit("stages: {one: {command: [sh, -c, 'sleep 5; false'], request_memory: 64 MB}}")
     assert "still going" in one_error_line(condorctl("clean", name))
     wait(name, ended)
     assert "no run 'x'" in one_error_line(condorctl("resume", "x"))
