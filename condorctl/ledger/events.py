@@ -128,8 +128,14 @@ def _sync(ledger: Ledger, damaged: list[str]) -> str | None:
     with ledger.session() as session:
         for run in session.scalars(select(Run).where(Run.id.in_(told.runs))):
             before, run.seen = run.seen or run.submitted, told.time
+            if run.kind != "jobs" and told.missing.get(run.id):
+                # They may have ended between the look at the log and the question.
+                with suppress(cluster.DamagedLog):
+                    read_logs(session, run)
             for job, ad in ads.apply(session, run, told):
                 _apply_chirp(job, ad)
+            if run.kind == "pipeline":
+                _read_files(session, run, told.ended.get(run.id, []))
             if not run.finished and run.id in (told.gone.keys() | told.unsent.keys()):
                 # It may have ended between the look at its logs and the question.
                 with suppress(cluster.DamagedLog):
