@@ -7,12 +7,13 @@ PYTHON ?= python3
 # A process a file, in the order that tests/conftest.py gives them. Each computes on one core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test check format docs setup clean
+.PHONY: help demo test check chaos format docs setup clean
 
 help:
 	@echo "make demo    the four-stage pipeline on a personal HTCondor pool, with its table"
 	@echo "make test    every test, on a real pool"
 	@echo "make check   lint, types and unit tests, in two minutes"
+	@echo "make chaos   SEED=1 FAULTS=200: faults on a pool of its own while pipelines run, and a table"
 	@echo "make format  write the code the way check wants it"
 	@echo "make docs    write docs/reference.md from the code"
 	@echo "make clean   stop the personal pool, remove what make has built"
@@ -69,6 +70,13 @@ test: $(STAMP)
 	@sh -c '$(need_containers)'
 	@$(MAKE) --no-print-directory lint
 	$(PYTEST) -n 3 tests/pool tests/unit
+
+# Half an hour for the 200 faults of docs/reliability.md.
+SEED   ?= 1
+FAULTS ?= 200
+
+chaos: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --seed $(SEED) --faults $(FAULTS) --json build/chaos-$(SEED).json
 
 check: $(STAMP) lint
 	$(PYTEST) -q -n 2 tests/unit

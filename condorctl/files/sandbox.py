@@ -273,8 +273,9 @@ def encode(name: str) -> str:
 def connect(job: str, remote: str, deadline: Deadline, patience_s: float = 0.0) -> Iterator[Stream]:
     """What `remote` writes in the sandbox of a running job.
 
-    Raises NoSsh, and NotRunning when the job cannot be reached for `patience_s` seconds: it is
-    starting, or has just ended, or the queue does not know yet where it runs.
+    Raises NoSsh, Broken when it was cut off before anything came, and NotRunning when the job
+    cannot be reached for `patience_s` seconds: it is starting, or has just ended, or the queue does
+    not know yet where it runs.
     """
     started = time.monotonic()
     while True:
@@ -286,10 +287,13 @@ def connect(job: str, remote: str, deadline: Deadline, patience_s: float = 0.0) 
                 yield far_side
                 return
             complaint = far_side.complaint()
+        if not complaint:
+            # Cut off before it said anything.
+            raise Broken("condor_ssh_to_job ended without a word")
         if _SUSPENDED.search(complaint):
             raise NoSsh("it is suspended, and HTCondor lets nobody in then")
         if not NOT_YET.search(complaint):
-            raise NoSsh(complaint or "condor_ssh_to_job ended without a word")
+            raise NoSsh(complaint)
         if time.monotonic() - started >= patience_s:
             raise NotRunning(complaint)
         deadline.sleep(1.0)

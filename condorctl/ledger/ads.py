@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,15 @@ Ad = dict[str, Any]
 SCHEDULER_UNIVERSE = 7
 # JobStatus: HTCondor manual, "Job ClassAd Attributes"; 6 is the sending of output.
 IDLE, _REMOVED, _COMPLETED, _HELD = 1, 3, 4, 5
+_OVER = (_REMOVED, _COMPLETED)
 _STATES = {1: "idle", 2: "running", 3: "removed", 5: "held", 6: "running", 7: "suspended"}
 _ENDED = {"completed", "failed", "removed"}
 # Of several jobs that have not all ended, the first of these is the state of their run.
 _GOING = ("running", "suspended", "disconnected", "idle", "held", "unknown")
 # As long as that a job that has just ended may be on its way from the queue into the history.
 _UNDER_WAY_S = 60.0
+# And so long that its event may be on its way into its log.
+_SETTLED_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Wanted:
     past: bool = False
     # Of a run that was left before its DAGMan job had a number: its folder.
     unsent: str | None = None
-    # Of jobs without a DAG: those that have not ended.
+    # The jobs that have not ended: of a DAG, as far as its log tells.
     jobs: frozenset[tuple[int, int]] = frozenset()
     # Those of them that were known when they were last asked for.
     known: frozenset[tuple[int, int]] = frozenset()
@@ -72,23 +75,23 @@ class Told:
     unsent: dict[int, int | None] = field(default_factory=dict)
     # DAGs that are in the queue.
     present: dict[int, Ad] = field(default_factory=dict)
+    # Jobs of DAGs that neither their log nor the queue knew to be going on or to have ended.
+    missing: dict[int, frozenset[tuple[int, int]]] = field(default_factory=dict)
+    # Jobs of DAGs of which the history alone has told the end.
+    ended: dict[int, list[Job]] = field(default_factory=dict)
 
 
 def wanted(session: Session, run: Run) -> Wanted | None:
     """What the schedd is to be asked about `run`; None when nothing."""
+    if run.kind == "jobs" and run.finished:
+        return None
+    going = select(Job.cluster, Job.proc, Job.state).join(Stage)
+    going = going.where(Stage.run_id == run.id, Job.state.not_in(_ENDED))
+    left = list(session.execute(going))
+    jobs = frozenset((number, proc) for number, proc, _ in left)
+    known = frozenset((number, proc) for number, proc, state in left if state != "unknown")
     if run.kind == "jobs":
-        if run.finished:
-            return None
-        jobs = select(Job.cluster, Job.proc, Job.state).join(Stage)
-        jobs = jobs.where(Stage.run_id == run.id, Job.state.not_in(_ENDED))
-        left = list(session.execute(jobs))
-        return Wanted(
-            run.id,
-            run.schedd,
-            run.submitted,
-            jobs=frozenset((number, proc) for number, proc, _ in left),
-            known=frozenset((number, proc) for number, proc, state in left if state != "unknown"),
-        )
+        return Wanted(run.id, run.schedd, run.submitted, jobs=jobs, known=known)
     past = run.kind == "dag" and _lacks(session, run)
     if run.cluster is None:
         # It has no number yet: somebody submits it just now, or was killed on the way.
@@ -96,7 +99,7 @@ def wanted(session: Session, run: Run) -> Wanted | None:
         abandoned = run.host == socket.gethostname() and not drafts.is_under_way(run.path, began)
         where = run.folder if abandoned and run.kind == "pipeline" else None
         return None if run.finished else Wanted(run.id, run.schedd, began, unsent=where)
-    if run.finished and not past:
+    if run.finished and not (past or known):
         return None
     return Wanted(
         run.id,
@@ -107,6 +110,8 @@ def wanted(session: Session, run: Run) -> Wanted | None:
         may_be_gone=not (run.finished or run.spooled),
         unknown=run.state == "unknown",
         past=past,
+        jobs=jobs,
+        known=known,
     )
 
 
@@ -127,7 +132,8 @@ def ask(runs: Sequence[Wanted]) -> Told:
         if one.unsent:
             told.unsent[one.run] = cluster.dag_of(one.unsent)
     dags = [one.dag for one in runs if one.dag is not None]
-    live = cluster.live(dags, sorted({number for one in runs for number, _ in one.jobs}))
+    loose = {number for one in runs if one.dag is None for number, _ in one.jobs}
+    live = cluster.live(dags, sorted(loose))
     by_dag: dict[int, list[Ad]] = defaultdict(list)
     by_cluster: dict[int, list[Ad]] = defaultdict(list)
     for ad in live:
@@ -146,16 +152,27 @@ def ask(runs: Sequence[Wanted]) -> Told:
                 past += [] if one.unknown else [f"ClusterId == {one.dag}"]
             if one.past:
                 past.append(f"DAGManJobId == {one.dag}")
+            # Its log has not told the end: it may be on its way, or have found the disk full.
+            missing = one.known - _keys(told.live[one.run])
+            if missing:
+                # Those of an earlier DAGMan of the run are none of this one's.
+                told.live[one.run] += cluster.live([], sorted({number for number, _ in missing}))
+                told.missing[one.run] = missing = missing - _keys(told.live[one.run])
+            past += [f"ClusterId == {number}" for number in sorted({n for n, _ in missing})]
         else:
             numbers = {number for number, _ in one.jobs}
             told.live[one.run] = [ad for number in numbers for ad in by_cluster[number]]
-            there = {(ad["ClusterId"], ad["ProcId"]) for ad in told.live[one.run]}
-            past = [f"ClusterId == {number}" for number in {n for n, _ in one.known - there}]
+            left = one.known - _keys(told.live[one.run])
+            past = [f"ClusterId == {number}" for number in {n for n, _ in left}]
         questions += past
         since = min(since, one.since) if past else since
     if questions:
         _sort(runs, cluster.history(" || ".join(questions), since - _UNDER_WAY_S), told)
     return told
+
+
+def _keys(told: Iterable[Ad]) -> set[tuple[int, int]]:
+    return {(ad["ClusterId"], ad["ProcId"]) for ad in told}
 
 
 def _is_of(ad: Ad, one: Wanted) -> bool:
@@ -170,7 +187,7 @@ def _sort(runs: Sequence[Wanted], past: list[Ad], told: Told) -> None:
         number = ad["ClusterId"]
         if number in by_cluster:
             told.past.setdefault(by_cluster[number].run, []).append(ad)
-        if (of := by_dag.get(ad.get("DAGManJobId", -1))) is not None:
+        elif (of := by_dag.get(ad.get("DAGManJobId", -1))) is not None:
             told.past.setdefault(of.run, []).append(ad)
         if (of := by_dag.get(number)) is not None and of.run in told.gone and _is_of(ad, of):
             told.gone[of.run] = ad
@@ -178,10 +195,15 @@ def _sort(runs: Sequence[Wanted], past: list[Ad], told: Told) -> None:
 
 def apply(session: Session, run: Run, told: Told) -> Iterator[tuple[Job, Ad]]:
     """Enter what was told of the jobs of `run`; yields those in the queue that have not ended."""
-    if (own := told.present.get(run.id)) and run.state == "unknown":
-        run.state, run.problem = _STATES.get(own.get("JobStatus", 0), "idle"), None
+    if own := told.present.get(run.id):
+        state = _STATES.get(own.get("JobStatus", 0), "idle")
+        since = float(own.get("EnteredCurrentStatus", told.time))
+        # No log has told that its DAGMan was held, nor will one.
+        unheard = state == "held" and told.time - since >= _SETTLED_S
+        if run.state == "unknown" or (unheard and not run.finished and run.state != state):
+            run.state, run.problem = state, str(own.get("HoldReason") or "") or None
     live, past = told.live.get(run.id, []), told.past.get(run.id, [])
-    if not (live or past) and run.kind != "jobs":
+    if not (live or past or told.missing.get(run.id)) and run.kind != "jobs":
         return
     query = select(Job).join(Stage).where(Stage.run_id == run.id)
     query = query.where(Job.finished.is_(None) | Job.iwd.is_(None))
@@ -200,16 +222,42 @@ def apply(session: Session, run: Run, told: Told) -> Iterator[tuple[Job, Ad]]:
             continue
         seen.add(key)
         enter(job, ad, run.kind)
+    if run.kind != "jobs":
+        told.ended[run.id] = _mend(jobs, past, live, told)
     for ad in live:
         job = jobs.get((ad["ClusterId"], ad["ProcId"]))
         if job is not None and job.finished is None:
             yield job, ad
-    if run.kind == "jobs":
-        recent = told.time - _UNDER_WAY_S
-        for key, job in jobs.items():
-            last = job.states[-1].time if job.states else job.submitted
-            if key not in seen and job.state not in _ENDED and last < recent:
-                _vanish(job, run.seen or job.submitted)
+    gone = jobs.keys() if run.kind == "jobs" else told.missing.get(run.id, frozenset())
+    for key in gone - seen:
+        job = jobs.get(key)
+        last = job.states[-1].time if job and job.states else job.submitted if job else 0.0
+        if job and job.state not in _ENDED and last < told.time - _UNDER_WAY_S:
+            _vanish(job, run.seen or job.submitted)
+
+
+def _mend(
+    jobs: Mapping[tuple[int, int], Job], past: Sequence[Ad], live: Sequence[Ad], told: Told
+) -> list[Job]:
+    """What the log of a DAG's jobs should have told and did not; the jobs that have ended so.
+
+    An event that HTCondor cannot write is lost: the disk was full, or a shadow was killed.
+    """
+    ended = []
+    for ad in past:
+        job = jobs.get((ad["ClusterId"], ad["ProcId"]))
+        if job is not None and job.state not in _ENDED and ad["JobStatus"] in _OVER:
+            _enter_state(job, ad)
+            ended.append(job)
+    for ad in live:
+        job = jobs.get((ad["ClusterId"], ad["ProcId"]))
+        since = float(ad.get("EnteredCurrentStatus", told.time))
+        if job is None or job.state in _ENDED or told.time - since < _SETTLED_S:
+            continue
+        # To the queue a job runs while its files are still on their way, which is no start yet.
+        if ad["JobStatus"] in (IDLE, _HELD) and _STATES[ad["JobStatus"]] != job.state:
+            _enter_state(job, ad)
+    return ended
 
 
 def recall(run: Run, past: Sequence[Ad]) -> None:

@@ -181,6 +181,9 @@ def _differences(job: Job, ad: Ad) -> Iterator[str]:
             yield f"is {job.state}; HTCondor says {told}"
         return
     ended = float(ad.get("CompletionDate") or ad.get("EnteredCurrentStatus") or 0)
+    if status == _REMOVED and job.finished:
+        # It is gone when its node has answered, which may be long after it was told to go.
+        ended = max(ended, job.finished)
     if job.finished and ended and abs(job.finished - ended) > _SAME_S:
         yield f"ended {abs(job.finished - ended):.0f} s {_off(job.finished - ended)} HTCondor says"
 

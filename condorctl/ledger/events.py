@@ -9,6 +9,7 @@ and the schedd's history do (`ads`).
 
 from __future__ import annotations
 
+import glob
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -88,8 +89,14 @@ def _sync(ledger: Ledger, damaged: list[str]) -> str | None:
     with ledger.session() as session:
         for run in session.scalars(select(Run).where(Run.id.in_(told.runs))):
             before, run.seen = run.seen or run.submitted, told.time
+            if run.kind != "jobs" and told.missing.get(run.id):
+                # They may have ended between the look at the log and the question.
+                with suppress(cluster.DamagedLog):
+                    read_logs(session, run)
             for job, ad in ads.apply(session, run, told):
                 leavings.hear(job, ad)
+            if run.kind == "pipeline":
+                leavings.read(session, run, told.ended.get(run.id, []))
             if not run.finished and run.id in (told.gone.keys() | told.unsent.keys()):
                 # It may have ended between the look at its logs and the question.
                 with suppress(cluster.DamagedLog):
@@ -299,11 +306,30 @@ def _position(session: Session, path: Path, key: str) -> LogPosition | None:
     return position if position.offset < stat.st_size else None
 
 
+def _last_words(session: Session, path: Path, key: str) -> Iterator[Event]:
+    """What was written to a log after it was last read, and before somebody renamed it."""
+    position = session.get(LogPosition, key)
+    if position is None:
+        return
+    with suppress(OSError):
+        if path.exists() and path.stat().st_ino == position.inode:
+            return
+        for aside in sorted(path.parent.glob(f"{glob.escape(path.name)}?*")):
+            if aside.stat().st_ino == position.inode:
+                yield from cluster.read_events(aside, position)
+
+
 def _news(session: Session, run: Run) -> int:
     """How many bytes of its nodes' log are not read yet."""
     path = Path(f"{run.dag_file}.nodes.log")
-    position = _position(session, path, str(path))
-    return path.stat().st_size - position.offset if position else 0
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0
+    position = session.get(LogPosition, str(path))
+    if position is None or position.inode != stat.st_ino or position.offset > stat.st_size:
+        return stat.st_size
+    return stat.st_size - position.offset
 
 
 def _new_events(
@@ -317,6 +343,7 @@ def _new_events(
 
     At most some `most` bytes of them; with `until_end` those before the end of the job.
     """
+    yield from _last_words(session, path, key or str(path))
     position = _position(session, path, key or str(path))
     if position is None:
         return

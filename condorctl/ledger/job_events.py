@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -36,6 +37,8 @@ STATES = {
     RECONNECT_FAILED: "idle",
 }
 
+# What a stage's submit file calls the log of its jobs.
+_STAGE_LOG = "events.log"
 # DAGMan tells of nodes without a job as of jobs in this cluster.
 _NO_CLUSTER = 0
 _CPU_TIME = re.compile(r"(\d+) (\d+):(\d+):(\d+)")
@@ -62,6 +65,8 @@ class Reading:
         self._others: set[tuple[int, int, float]] = set()
         # The nodes whose stand-ins for a job were seen.
         self.without_job: dict[tuple[int, ...], Stage] = {}
+        # Jobs that no log of a stage knows.
+        self.strangers: set[tuple[int, int]] = set()
         # Jobs of which the log has told the end, each once, in that order.
         self.ended: dict[Job, None] = {}
 
@@ -90,7 +95,7 @@ class Reading:
 
     def stage(self, name: str) -> Stage | None:
         """The stage called `name`; of a foreign DAG it is made when it was not known."""
-        if name not in self._stages and self.run.kind == "dag":
+        if name not in self._stages:
             self._load({name}, ())
         if name not in self._stages and self.run.kind == "dag":
             self._stages[name] = Stage(name=name, position=len(self.run.stages), needs=[], jobs=[])
@@ -151,6 +156,8 @@ def apply_to_job(reading: Reading, event: Event) -> None:
     job = reading.job(number, proc)
     if job is None and kind == SUBMIT:
         job = _submitted(reading, event, number, proc, when)
+    if job is None and reading.run.kind == "pipeline":
+        job = _unannounced(reading, number, proc, when)
     if job is None:
         return
     state, detail = STATES.get(kind, ""), ""
@@ -198,6 +205,22 @@ def _submitted(reading: Reading, event: Event, number: int, proc: int, when: flo
         return None
     stage.outcome = None
     return reading.submitted(stage, number, proc, when)
+
+
+def _unannounced(reading: Reading, number: int, proc: int, when: float) -> Job | None:
+    """A job whose submission is not in the log, as of a disk that was full: its stage's own log
+    names it. What that has first of it stands for the submission.
+    """
+    if (number, proc) in reading.strangers:
+        return None
+    mark = f"({number:03}.{proc:03}.".encode()
+    for folder in (stage.folder for stage in reading.run.stages):
+        for log in folder.glob(f"{_STAGE_LOG}*"):
+            with suppress(OSError):
+                if mark in log.read_bytes() and (stage := reading.stage(folder.name)):
+                    return reading.submitted(stage, number, proc, when)
+    reading.strangers.add((number, proc))
+    return None
 
 
 def _apply_to_node(reading: Reading, event: Event) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import select
 from condorctl import paths
 from condorctl.errors import UserError
 from condorctl.job.folder import Folder
-from condorctl.ledger import Job, Ledger, Metric, Result, Run, Stage, events, find, leavings
+from condorctl.ledger import Job, Ledger, Metric, Result, Run, Stage, ads, events, find, leavings
 from condorctl.view import checkpoints, screen, status
 
 SUBMIT = """\
@@ -136,6 +136,30 @@ def test_what_is_read_twice_is_recorded_once(ledger: Ledger, project: Path) -> N
         assert one.starts == 1
 
 
+def test_what_was_written_before_a_log_was_renamed_is_read(ledger: Ledger, project: Path) -> None:
+    write(project, "nodes.log", SUBMIT.format(8, "one", 1))
+    assert states(ledger)[0] == "idle"
+    write(project, "nodes.log", EXECUTE.format(8, 1) + ENDED.format(8, 0))
+    (project / "p.dag.nodes.log").rename(project / "p.dag.nodes.log.1")
+    write(project, "nodes.log", SUBMIT.format(9, "two", 3))
+    for _ in range(2):
+        assert states(ledger) == ["done", "idle"]
+    with ledger.session() as session:
+        assert [job.starts for job in session.scalars(select(Job))] == [1, 0]
+
+
+def test_a_job_whose_submission_was_lost_is_found_in_its_stages_log(
+    ledger: Ledger, project: Path
+) -> None:
+    (project / "one" / "events.log").write_text(ENDED.format(8, 1))
+    write(project, "nodes.log", ENDED.format(8, 1) + ENDED.format(77, 0))
+    assert states(ledger)[0] == "retrying"
+    with ledger.session() as session:
+        [job] = session.scalars(select(Job))
+        assert (job.cluster, job.state, job.exit_code) == (8, "failed", 1)
+        assert job.submitted == job.finished
+
+
 def test_only_a_stage_that_is_done_loses_its_checkpoints(ledger: Ledger, project: Path) -> None:
     folder = Folder(project / "one" / "checkpoints")
     folder.add(lambda path: Path(path).write_text("state"), 1, {}, [])
@@ -159,6 +183,35 @@ def test_of_what_a_job_goes_on_from_the_latest_is_in_its_sandbox() -> None:
         told = {"path": name, "epoch": number, "bytes": 1, "sha256": str(number)}
         leavings.add_checkpoint(job, told, "sandbox")
     assert [one.place for one in job.checkpoints] == [None, "sandbox", "sandbox"]
+
+
+def test_what_no_log_could_take_is_told_by_queue_and_history(ledger: Ledger, project: Path) -> None:
+    log = "".join(SUBMIT.format(n, "one", 1) + EXECUTE.format(n, 1) for n in (8, 9, 10))
+    write(project, "nodes.log", SUBMIT.format(7, "two", 1) + log)
+    assert states(ledger)[0] == "running"
+    (project / "one" / "metrics.jsonl").write_text('{"kind": "result", "values": {"model": "m"}}')
+    now = time.time()
+    ended = {"JobStatus": 4, "ExitCode": 0, "EnteredCurrentStatus": now - 30, "NumJobStarts": 1}
+    held = {"JobStatus": 5, "HoldReasonCode": 1, "HoldReason": "mine"}
+    live = [
+        {"ClusterId": 8, "ProcId": 0, **held, "EnteredCurrentStatus": now - 30},
+        # Its event may be on its way; and one that is being started has not run yet.
+        {"ClusterId": 9, "ProcId": 0, **held, "EnteredCurrentStatus": now - 1},
+        {"ClusterId": 7, "ProcId": 0, "JobStatus": 2, "EnteredCurrentStatus": now - 30},
+    ]
+    with ledger.session() as session:
+        run = find.run(session, None)
+        told = ads.Told(now, {run.id}, {run.id: live}, missing={run.id: frozenset({(10, 0)})})
+        told.past[run.id] = [{"ClusterId": 10, "ProcId": 0, **ended}]
+        assert len(list(ads.apply(session, run, told))) == 3
+        assert [job.cluster for job in told.ended[run.id]] == [10]
+    with ledger.session() as session:
+        jobs = {job.cluster: job for job in session.scalars(select(Job))}
+        assert {n: job.state for n, job in jobs.items()} == {
+            7: "idle", 8: "held", 9: "running", 10: "completed",
+        }  # fmt: skip
+        assert (jobs[8].hold_reason, jobs[10].finished) == ("mine", now - 30)
+        assert jobs[10].starts == 1
 
 
 def test_half_an_event_waits_for_its_other_half(ledger: Ledger, project: Path) -> None:

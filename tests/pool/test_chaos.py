@@ -1,0 +1,41 @@
+"""A small fault campaign: a dozen faults on two nodes, and nothing is lost."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import campaign, table
+from tests.chaos.world import World
+
+# A kill of each side, evictions, a damaged checkpoint, a log; no disk, which needs root, and no
+# master, which costs a minute of leases.
+_KINDS = [
+    "kill -9: the job's process", "kill -9: condor_shadow", "kill -9: condor_schedd",
+    "kill -9: condor_dagman", "kill -9: condorctl, in a write", "vacate", "vacate -fast",
+    "hold and release", "a node vanishes and stays away", "checkpoint with a flipped bit",
+    "ssh cut during a fetch", "event log rotated",
+]  # fmt: skip
+
+
+def test_a_small_campaign_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    options = campaign.Options(
+        seed=7, faults=len(_KINDS), pause_s=1.5, going=3, robust=0, steps=50, most_s=110,
+        settle_s=110, kinds=tuple(_KINDS),
+    )  # fmt: skip
+    world = World(Path(tempfile.mkdtemp(prefix="chaos-")), options.cpus)
+    try:
+        world.build()
+        found = campaign.Campaign(world, options, print).run()
+    finally:
+        world.end()
+        world.remove()
+    print(table.text(found))
+    assert table.failures(found) == []
+    # Without a checkpoint on the submit side every start would begin anew.
+    assert found["restarts"]["went_on"] > 0
+    injected = [one for one in found["faults"] if one["what"]]
+    assert len(injected) >= 6
+    assert sum(bool(one["effect"]) for one in injected) >= len(injected) / 2
