@@ -12,9 +12,9 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,27 +77,34 @@ def pack(
 
 
 def _make(venv: Path, file: Path) -> None:
-    partial = file.with_name(f".{os.getpid()}-{file.name}")
-    words = [
-        sys.executable, "-m", "pex", "--venv-repository", str(venv.absolute()),
-        "--python", str(venv.absolute() / "bin" / "python"), "--include-tools",
-        # Else it keeps copies of all packages below the user's home.
-        "--pex-root", str(file.parent / f".{os.getpid()}-root"), "--output-file", str(partial),
-    ]  # fmt: skip
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        answer = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
-        )
-        if answer.returncode:
-            last = (answer.stderr.strip().splitlines() or ["pex says nothing"])[-1]
-            raise UserError(f"venv {venv}: cannot be packed: {printable(last)[:300]}")
-        partial.rename(file)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=file.parent) as folder:
+            # A pex holds its own name: with the same one the bytes are the same, too.
+            made = Path(folder) / file.name
+            _pex(venv.absolute(), made, Path(folder) / "root")
+            made.rename(file)
     except OSError as error:
         raise UserError(f"venv {venv}: {error.filename or file}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-        shutil.rmtree(file.parent / f".{os.getpid()}-root", ignore_errors=True)
+
+
+def _pex(venv: Path, file: Path, root: Path) -> None:
+    words = [
+        sys.executable, "-m", "pex", "--venv-repository", str(venv), "--include-tools",
+        # Else it keeps copies of all packages below the user's home.
+        "--pex-root", str(root), "--output-file", str(file),
+        # Else the pex holds where this user's caches are; venv.sh says otherwise in any case.
+        "--runtime-pex-root", "~/.cache/pex",
+    ]  # fmt: skip
+    if venv.resolve() != Path(sys.prefix).resolve():
+        # Of the environment that it runs in itself, pex takes no Python to be fit.
+        words += ["--python", str(venv / "bin" / "python")]
+    answer = subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
+    if answer.returncode:
+        last = (answer.stderr.strip().splitlines() or ["pex says nothing"])[-1]
+        raise UserError(f"venv {venv}: cannot be packed: {printable(last)[:300]}")
 
 
 def _identity(venv: Path) -> str:

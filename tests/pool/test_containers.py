@@ -262,6 +262,16 @@ TINY = {
 }
 
 
+def test_a_site_whose_jobs_run_in_containers_is_tried_in_one(
+    made: ContainerPool, pushed: dict[str, Any]
+) -> None:
+    made.write({"sites/boxed.yaml": f"{SITE}defaults: {{universe: docker}}\n"})
+    told = made.json("site", "test", "boxed", "--timeout", "180")
+    found = {check["check"]: check for check in told["checks"]}
+    for what in ("job", "container", "container: ssh", "container: transfer"):
+        assert found[what]["state"] == "ok", found
+
+
 def test_the_method_in_containers(made: ContainerPool, pushed: dict[str, Any]) -> None:
     """The shipped pipeline, torch and all, each of its eleven stages in a container."""
     python = made.account.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -71,6 +72,7 @@ def test_a_virtual_environment_travels_along_and_a_session_looks_into_it(
     condorctl: Condorctl,
     project: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A package with a compiled part, which the tests' own Python does not have.
     subprocess.run([sys.executable, "-m", "venv", ".venv"], check=True)
@@ -95,6 +97,12 @@ def test_a_virtual_environment_travels_along_and_a_session_looks_into_it(
     shown = json.loads(condorctl("show", name, "--json").stdout)
     assert shown["inputs"][".venv"]["sha256"] == shown["inputs"]["packed.pex"]["sha256"]
     assert shown["inputs"][".venv"]["sha256"] == packed["sha256"]
+    # Made anew from a copy elsewhere, it has the same bytes: no stage would run again for that.
+    shutil.copytree(".venv", tmp_path / "copy", symlinks=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
+    again = json.loads(condorctl("venv", "pack", str(tmp_path / "copy"), "--json").stdout)
+    assert again["packed"] and again["sha256"] == packed["sha256"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     wait(name, lambda view: view["stages"]["file"]["state"] == "running")
     commands = "ls\nget use.py got.py\nput local.py sent.py\n"
