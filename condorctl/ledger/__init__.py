@@ -178,11 +178,13 @@ class Job(Base):
     log: Mapped[str | None]
     # Whether its files stay in the schedd's spool until they are fetched (`condor_transfer_data`).
     spooled: Mapped[bool] = mapped_column(default=False)
-    # What its slot gave it, and what it used of that: memory_mb, disk_kb, cpu_s.
+    # What its slot gave it, and what it used of that: memory_mb, disk_kb, cpu_s; gpu_busy (0..1) and
+    # gpu_memory_mb where somebody looked (`gpus`).
     cpus: Mapped[int | None]
     gpus: Mapped[int | None]
     usage: Mapped[Json] = mapped_column(default=dict)
-    # The machine as the job found it: host, kernel, gpus, driver.
+    # The machine as the job found it: host, kernel, driver; gpus, each with name, memory_mb,
+    # capability, cuda, which HTCondor tells when it starts.
     machine: Mapped[Json] = mapped_column(default=dict)
 
     stage: Mapped[Stage] = relationship(back_populates="jobs")
