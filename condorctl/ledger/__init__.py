@@ -178,8 +178,8 @@ class Job(Base):
     log: Mapped[str | None]
     # Whether its files stay in the schedd's spool until they are fetched (`condor_transfer_data`).
     spooled: Mapped[bool] = mapped_column(default=False)
-    # What its slot gave it, and what it used of that: memory_mb, disk_kb, cpu_s; gpu_busy (0..1) and
-    # gpu_memory_mb where somebody looked (`gpus`).
+    # What its slot gave it, and what it used of that: memory_mb, disk_kb, cpu_s; where somebody
+    # looked (`gpus`) gpu_busy, 0..1, and gpu_memory_mb.
     cpus: Mapped[int | None]
     gpus: Mapped[int | None]
     usage: Mapped[Json] = mapped_column(default=dict)
