@@ -110,6 +110,46 @@ def test_transactions_come_one_after_the_other(ledger: Ledger, python: Python) -
         assert set(session.scalars(select(Run.name))) == {f"p-{n}" for n in range(1, 21)}
 
 
+def test_several_read_the_same_logs_while_others_write(
+    ledger: Ledger, project: Path, python: Python, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONDOR_CONFIG", "/dev/null")
+    monkeypatch.setenv("XDG_STATE_HOME", str(project / "none"))
+    with ledger.session() as session:
+        run = a_run("p-1", project)
+        run.stages = [Stage(name=f"n{n}", position=n, needs=[]) for n in range(40)]
+        session.add(run)
+    processes = [
+        python(
+            "from condorctl.ledger import events\n"
+            "ledger = Ledger(paths.ledger())\n"
+            "print('in', flush=True)\n"
+            "for turn in range(15):\n"
+            "    events.sync(ledger)\n"
+            "    with ledger.session() as session:\n"
+            "        taken = len(list(session.scalars(select(Run.name))))\n"
+            "        session.add(a_run(f'q-{taken}'))\n"
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout and process.stdout.readline() == "in\n"
+    with (project / "p.dag.nodes.log").open("a") as log:
+        for number in range(40):
+            log.write(SUBMIT.format(number + 10, f"n{number}", 0) + ENDED.format(number + 10, 0))
+            log.flush()
+            time.sleep(0.02)
+    assert [process.communicate(timeout=60) for process in processes] == 4 * [("", "")]
+    events.sync(ledger)
+    with ledger.session() as session:
+        # Each event once, and each name once.
+        jobs = list(session.scalars(select(Job)))
+        assert sorted(job.cluster for job in jobs) == list(range(10, 50))
+        assert {tuple(s.state for s in job.states) for job in jobs} == {("idle", "completed")}
+        names = set(session.scalars(select(Run.name)))
+        assert names == {"p-1", *(f"q-{number}" for number in range(1, 61))}
+
+
 def test_several_make_the_same_ledger_at_once(server: Postgres, python: Python) -> None:
     processes = [python("Ledger(paths.ledger())") for _ in range(5)]
     assert [process.communicate()[1] for process in processes] == 5 * [""]

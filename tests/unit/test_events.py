@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -318,3 +319,56 @@ def test_what_a_job_says_cannot_drive_the_terminal() -> None:
     stage = {"epoch": 1, "epochs": 2, "metrics": {"\x1b[2Jloss": 0.5}}
     assert screen.progress_text(stage) == "epoch 1/2 \N{REPLACEMENT CHARACTER}[2Jloss=0.5"
     assert str(UserError("has no \x1b]0;x\x07")) == "has no \ufffd]0;x\ufffd"
+
+
+def test_a_long_log_is_read_in_bits_and_the_end_of_its_run_last(
+    ledger: Ledger, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ledger.session() as session:
+        run = session.scalars(select(Run)).one()
+        run.stages += [Stage(name=f"n{number}", position=number, needs=[]) for number in range(30)]
+    write(project, "dagman.log", SUBMIT.format(7, "", 0) + ENDED.format(7, 1))
+    for number in range(30):
+        job = number + 10
+        text = SUBMIT.format(job, f"n{number}", 1) + EXECUTE.format(job, 2) + ENDED.format(job, 0)
+        write(project, "nodes.log", text)
+    monkeypatch.setattr(events, "_BATCH", 1500)
+    read, bits = events.read_logs, []
+
+    def watched(session: sa.orm.Session, run: Run, most: int | None = None) -> bool:
+        more = read(session, run, most)
+        bits.append((more, run.state, session.scalar(select(sa.func.count(Job.id)))))
+        return more
+
+    monkeypatch.setattr(events, "read_logs", watched)
+    found = view(ledger)
+    assert found["state"] == "failed"
+    assert [stage["state"] for stage in found["stages"]].count("done") == 30
+    # Until all of it is read, nobody takes the run for ended, and others get at the ledger.
+    assert len(bits) > 4 and all(state == "idle" for more, state, _ in bits if more)
+    counts = [count for more, _, count in bits if more]
+    assert all(1 <= second - first <= 6 for first, second in pairwise(counts))
+
+
+def test_what_a_later_attempt_wrote_is_not_taken_for_an_earlier_ones(
+    ledger: Ledger, project: Path
+) -> None:
+    line = {"kind": "progress", "epoch": 1, "epochs": 1, "metrics": {"loss": 0.5}, "time": 1.0}
+    (project / "one" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    first = SUBMIT.format(8, "one", 1) + ENDED.format(8, 1)
+    write(project, "nodes.log", first + SUBMIT.format(9, "one", 2) + ENDED.format(9, 0))
+    assert states(ledger)[0] == "done"
+    # An end that is told again, a little later, is no second one.
+    write(project, "nodes.log", ENDED.format(9, 0).replace("10:09:00", "10:09:04"))
+    view(ledger)
+    with ledger.session() as session:
+        told = [(job.cluster, len(job.metrics)) for job in session.scalars(select(Job))]
+    assert told == [(8, 0), (9, 1)]
+
+
+def test_half_an_event_is_not_waited_for(ledger: Ledger, project: Path) -> None:
+    write(project, "nodes.log", SUBMIT.format(8, "one", 1) + EXECUTE.format(8, 1)[:40])
+    began = time.monotonic()
+    assert states(ledger)[0] == "idle"
+    # HTCondor's own reader waits a second for its other half, and the ledger's lock is held.
+    assert time.monotonic() - began < 0.9
