@@ -76,6 +76,7 @@ SEED   ?= 1
 FAULTS ?= 200
 
 chaos: $(STAMP)
+	@sh -c '$(need_strace)'
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --seed $(SEED) --faults $(FAULTS) --json build/chaos-$(SEED).json
 
 check: $(STAMP) lint

@@ -36,6 +36,7 @@ _JOB_ATTRIBUTES = [
     "ClusterId", "ProcId", "DAGManJobId", "DAGNodeName", "ChirpProgress", "ChirpCheckpoint",
     "Owner", "JobUniverse", "JobStatus", "JobBatchName", "QDate", "Cmd", "Args", "Arguments",
     "Iwd", "Out", "Err", "UserLog", "StageInFinish", "NumJobStarts", "JobCurrentStartDate",
+    "JobCurrentStartExecutingDate",
     "EnteredCurrentStatus", "CompletionDate", "ExitCode", "ExitBySignal", "ExitSignal",
     "HoldReason", "HoldReasonCode", "HoldReasonSubCode", "RemoveReason", "RemoteHost",
     "LastRemoteHost", "CpusProvisioned", "GPUsProvisioned", "ResidentSetSize", "RequestMemory",

@@ -26,7 +26,7 @@ Ad = dict[str, Any]
 # Jobs that the schedd starts itself, DAGMan above all.
 SCHEDULER_UNIVERSE = 7
 # JobStatus: HTCondor manual, "Job ClassAd Attributes"; 6 is the sending of output.
-IDLE, _REMOVED, _COMPLETED, _HELD = 1, 3, 4, 5
+IDLE, _RUNNING, _REMOVED, _COMPLETED, _HELD = 1, 2, 3, 4, 5
 _OVER = (_REMOVED, _COMPLETED)
 _STATES = {1: "idle", 2: "running", 3: "removed", 5: "held", 6: "running", 7: "suspended"}
 _ENDED = {"completed", "failed", "removed"}
@@ -254,9 +254,15 @@ def _mend(
         since = float(ad.get("EnteredCurrentStatus", told.time))
         if job is None or job.state in _ENDED or told.time - since < _SETTLED_S:
             continue
-        # To the queue a job runs while its files are still on their way, which is no start yet.
         if ad["JobStatus"] in (IDLE, _HELD) and _STATES[ad["JobStatus"]] != job.state:
             _enter_state(job, ad)
+        elif ad["JobStatus"] == _RUNNING and job.state == "idle":
+            # To the queue a job runs while its files are still on their way, which is no start yet.
+            began = float(ad.get("JobCurrentStartExecutingDate", 0))
+            if job.states[-1].time <= began <= told.time - _SETTLED_S:
+                job.host, job.started = str(ad.get("RemoteHost", "")), began
+                job.starts += 1
+                _change(job, "running", began, job.host)
     return ended
 
 

@@ -28,6 +28,7 @@ Key = tuple[int, int]
 # Seconds by which a log and an ad may tell the same moment differently.
 _SAME_S = 5.0
 _REMOVED, _COMPLETED, _SENDS = 3, 4, 6
+_LEAVING = (_REMOVED, _COMPLETED)
 _STATES = {1: "idle", 2: "running", 5: "held", _SENDS: "running", 7: "suspended"}
 # To the schedd a job whose submit machine was away is running all the time.
 _ALIKE = {"disconnected": "running"}
@@ -131,6 +132,9 @@ class _Told:
                 if job.state != "unknown" and not self._may_have_forgotten(job):
                     text = f"{where} is {job.state}, but neither queue nor history knows it"
                     yield Difference("unknown", run.name, job.number, text, _mend(run))
+                continue
+            if (job.cluster, job.proc) in self._live and ad.get("JobStatus") in _LEAVING:
+                # Its node has not answered yet.
                 continue
             for text in _differences(job, ad):
                 yield Difference("job", run.name, job.number, f"{where} {text}", _mend(run))

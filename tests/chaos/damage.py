@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from condorctl.job.folder import Checkpoint, Folder
-from tests.chaos import workload
+from tests.chaos import chain, workload
 from tests.chaos.faults import Draw, Fault
 from tests.chaos.world import World
 
@@ -84,6 +84,7 @@ class _Damage(Fault):
 
     weight = 5
     damage: ClassVar[str]
+    _damaged: Checkpoint
 
     def inject(self, world: World) -> str | None:
         found = []
@@ -97,7 +98,7 @@ class _Damage(Fault):
             return None
         job, file, checkpoint = chosen
         self.target = (job["run"], job["stage"])
-        self._number = checkpoint
+        self._damaged = checkpoint
         try:
             self._do(file)
         except OSError:
@@ -105,8 +106,6 @@ class _Damage(Fault):
         self.at = time.time()
         world.condorctl("pool", "run", "condor_vacate_job", "-fast", job["job"])
         return f"{job['run']}/{job['stage']}: checkpoint {checkpoint.number} ({self.damage})"
-
-    _number: Checkpoint
 
     def _do(self, file: Path) -> None:
         raise NotImplementedError
@@ -118,7 +117,7 @@ class _Damage(Fault):
         if not later:
             return None
         step = later[0].step
-        if step < self._number.epoch * 10:
+        if step < self._damaged.epoch * chain.EPOCH:
             return f"not used: went on from step {step}"
         return f"a newer one came first: went on from step {step}"
 
@@ -164,12 +163,16 @@ class RotatedLog(Fault):
         if file is None:
             return None
         aside = file.with_name(f"{file.name}.{time.time_ns()}")
-        self._file, self._inode = file, file.stat().st_ino
-        if by_copy:
-            aside.write_bytes(file.read_bytes())
-            os.truncate(file, 0)
-        else:
-            file.rename(aside)
+        self._file = file
+        try:
+            if by_copy:
+                aside.write_bytes(file.read_bytes())
+                os.truncate(file, 0)
+            else:
+                file.rename(aside)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            return None  # its disk is full just now
         how = "copied and truncated" if by_copy else "renamed"
         self._run = file.relative_to(world.runs).parts[0]
         return f"{file.relative_to(world.runs)}: {how}"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
 
 from condorctl.pool.processes import Process
 from tests.chaos import workload
@@ -17,6 +18,7 @@ from tests.chaos.world import Task, World, kill
 
 Json = dict[str, Any]
 Draw = random.Random
+T = TypeVar("T")
 
 
 class Fault(ABC):
@@ -49,7 +51,7 @@ class Fault(ABC):
 
     # What several have in common.
 
-    def _choose(self, found: list[Any]) -> Any:
+    def _choose(self, found: Sequence[T]) -> T | None:
         return self.draw.choice(found) if found else None
 
     def _started_again(self, world: World) -> str | None:
@@ -75,12 +77,10 @@ class _KillTask(Fault):
     """A process of a running job."""
 
     def _choose_task(self, tasks: list[Task]) -> Task | None:
-        tasks = sorted(tasks, key=lambda one: (one.run, one.stage, one.process.pid))
-        found = self._choose(tasks)
-        if isinstance(found, Task):
+        found = self._choose(sorted(tasks, key=lambda one: (one.run, one.stage, one.process.pid)))
+        if found:
             self.target = (found.run, found.stage)
-            return found
-        return None
+        return found
 
     def effect(self, world: World) -> str | None:
         return self._started_again(world)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,10 +136,10 @@ class Start:
     time: float
     steps: list[tuple[int, float]] = field(default_factory=list)
 
-    def took(self) -> list[tuple[int, float]]:
-        """Its steps, with the seconds that each took."""
+    def took(self) -> list[tuple[int, float, float]]:
+        """Its steps, the seconds that each took, and when it ended."""
         ends = [self.time, *(when for _, when in self.steps)]
-        return [(step, when - ends[at]) for at, (step, when) in enumerate(self.steps)]
+        return [(step, when - ends[at], when) for at, (step, when) in enumerate(self.steps)]
 
 
 def starts(witness: Path, run: str, stage: str) -> list[Start]:
@@ -173,20 +172,21 @@ class Loss:
 
 
 def losses(witness: Path, run: str, stage: str) -> list[Loss]:
-    """What each start of a stage but the first had to do again of what was done before it."""
+    """What each start of a stage but the first threw away of the work that there was by then."""
     found = []
+    # Seconds that each step took which has been done and not been lost since.
+    held: dict[int, float] = {}
+    last_step = 0.0
     every = starts(witness, run, stage)
-    for at, start in enumerate(every[1:], 1):
-        before = [step for one in every[:at] for step in one.steps if step[1] <= start.time]
-        if not before:
-            continue
-        done: dict[int, float] = defaultdict(float)
-        for step, when in before:
-            done[step] = max(done[step], when)
-        lost = {step for step in done if step > start.step}
-        seconds = sum(took for one in every[:at] for step, took in one.took() if step in lost)
-        last = max(when for _, when in before)
-        found.append(Loss(run, stage, len(lost), seconds, last, start.time))
+    for at, start in enumerate(every):
+        lost = [step for step in held if step > start.step]
+        seconds = sum(held.pop(step) for step in lost)
+        if at:
+            found.append(Loss(run, stage, len(lost), seconds, last_step, start.time))
+        # One whose node could not be told to stop works on for nobody.
+        until = every[at + 1].time if at + 1 < len(every) else float("inf")
+        held |= {step: took for step, took, when in start.took() if when <= until}
+        last_step = max([when for _, when in start.steps if when <= until], default=start.time)
     return found
 
 

@@ -1,4 +1,4 @@
-"""A small fault campaign: a dozen faults on two nodes, and nothing is lost."""
+"""A small fault campaign: faults of most kinds on two nodes, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from tests.chaos.world import World
 # A kill of each side, evictions, a damaged checkpoint, a log; no disk, which needs root, and no
 # master, which costs a minute of leases.
 _KINDS = [
-    "kill -9: the job's process", "kill -9: condor_shadow", "kill -9: condor_schedd",
-    "kill -9: condor_dagman", "kill -9: condorctl, in a write", "vacate", "vacate -fast",
+    "kill -9: the job's process", "kill -9: condor_starter", "kill -9: condor_shadow",
+    "kill -9: condor_startd", "kill -9: condor_schedd", "kill -9: condor_dagman",
+    "kill -9: condorctl, in a write", "vacate", "vacate -fast",
     "hold and release", "a node vanishes and stays away", "checkpoint with a flipped bit",
     "ssh cut during a fetch", "event log rotated",
 ]  # fmt: skip

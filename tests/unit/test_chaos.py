@@ -22,11 +22,14 @@ def test_a_seed_draws_the_same_plan_each_kind_once_before_any_again() -> None:
 def test_work_that_is_done_again_is_counted_from_what_the_jobs_told(tmp_path: Path) -> None:
     told = ["start 1 0 100.0"] + [f"step 1 {n} {100 + n}.0" for n in range(1, 8)]
     told += ["start 2 5 200.0"] + [f"step 2 {n} {200 + n}.0" for n in range(6, 9)]
-    (tmp_path / "p-1.one").write_text("\n".join([*told, "step 2 9"]))  # killed in a write
-    [loss] = workload.losses(tmp_path, "p-1", "one")
-    assert (loss.steps, loss.seconds) == (2, 2.0)
-    assert (loss.last_step, loss.again) == (107.0, 200.0)
-    assert workload.repeated(tmp_path) == (10, 2)
+    # The first was out of reach, and goes on for a while.
+    told += ["step 1 8 202.0", "start 3 5 300.0", "step 3 6 301.0", "step 3 7"]
+    (tmp_path / "p-1.one").write_text("\n".join(told))
+    found = workload.losses(tmp_path, "p-1", "one")
+    assert [(loss.steps, loss.seconds) for loss in found] == [(2, 2.0), (3, 8.0)]
+    assert [(loss.last_step, loss.again) for loss in found] == [(107.0, 200.0), (208.0, 300.0)]
+    assert workload.repeated(tmp_path) == (12, 4)
+    assert workload.restarts(tmp_path) == (2, 2)
 
 
 def test_a_chain_run_here_is_what_is_computed_and_a_changed_line_is_seen(tmp_path: Path) -> None:

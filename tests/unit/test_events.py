@@ -187,7 +187,7 @@ def test_of_what_a_job_goes_on_from_the_latest_is_in_its_sandbox() -> None:
 
 def test_what_no_log_could_take_is_told_by_queue_and_history(ledger: Ledger, project: Path) -> None:
     log = "".join(SUBMIT.format(n, "one", 1) + EXECUTE.format(n, 1) for n in (8, 9, 10))
-    write(project, "nodes.log", SUBMIT.format(7, "two", 1) + log)
+    write(project, "nodes.log", SUBMIT.format(6, "two", 1) + SUBMIT.format(7, "two", 1) + log)
     assert states(ledger)[0] == "running"
     (project / "one" / "metrics.jsonl").write_text('{"kind": "result", "values": {"model": "m"}}')
     now = time.time()
@@ -198,20 +198,28 @@ def test_what_no_log_could_take_is_told_by_queue_and_history(ledger: Ledger, pro
         # Its event may be on its way; and one that is being started has not run yet.
         {"ClusterId": 9, "ProcId": 0, **held, "EnteredCurrentStatus": now - 1},
         {"ClusterId": 7, "ProcId": 0, "JobStatus": 2, "EnteredCurrentStatus": now - 30},
+        {
+            "ClusterId": 6,
+            "ProcId": 0,
+            "JobStatus": 2,
+            "EnteredCurrentStatus": now - 30,
+            "JobCurrentStartExecutingDate": now - 20,
+            "RemoteHost": "slot1@n",
+        },
     ]
     with ledger.session() as session:
         run = find.run(session, None)
         told = ads.Told(now, {run.id}, {run.id: live}, missing={run.id: frozenset({(10, 0)})})
         told.past[run.id] = [{"ClusterId": 10, "ProcId": 0, **ended}]
-        assert len(list(ads.apply(session, run, told))) == 3
+        assert len(list(ads.apply(session, run, told))) == 4
         assert [job.cluster for job in told.ended[run.id]] == [10]
     with ledger.session() as session:
         jobs = {job.cluster: job for job in session.scalars(select(Job))}
         assert {n: job.state for n, job in jobs.items()} == {
-            7: "idle", 8: "held", 9: "running", 10: "completed",
+            6: "running", 7: "idle", 8: "held", 9: "running", 10: "completed",
         }  # fmt: skip
         assert (jobs[8].hold_reason, jobs[10].finished) == ("mine", now - 30)
-        assert jobs[10].starts == 1
+        assert (jobs[10].starts, jobs[6].starts, jobs[6].host) == (1, 1, "slot1@n")
 
 
 def test_half_an_event_waits_for_its_other_half(ledger: Ledger, project: Path) -> None:
