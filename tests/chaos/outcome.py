@@ -84,7 +84,8 @@ def _loss(loss: workload.Loss, injected: Sequence[Injected]) -> Json:
     ]  # fmt: skip
     meant = [one for one in about if one.fault.target == (loss.run, loss.stage)]
     kind = (meant or about)[-1].kind if about else "unknown"
-    return {"steps": loss.steps, "seconds": round(loss.seconds, 1), "kind": kind}
+    seconds = round(loss.seconds, 1)
+    return {"kept": loss.kept, "steps": loss.steps, "seconds": seconds, "kind": kind}
 
 
 def _orphans(world: World) -> Json:
