@@ -221,9 +221,8 @@ def test_what_is_held(
         condor("condor_release", view["stages"][name]["job"])
     wait(run, lambda v: all(v["stages"][name]["state"] == "done" for name in ("plain", "needs")))
     wait(run, lambda v: (v["stages"]["crlf"]["hold"] or {}).get("code") == 12)
-    # It starts now, but writes no record of itself, as a stage's own program does.
-    crlf = explain("crlf")
-    assert crlf["cause"].startswith("the job ended without writing _condorctl_job, which is among")
+    # It starts now, but is not the stage's wrapper, which writes a record of itself.
+    assert explain("crlf")["cause"].startswith("the stage was never started: its wrapper")
     assert {one["stage"] for one in explain(run)["jobs"]} == {"crlf", "eats", "stopped"}
     condor("condor_rm", view["dag"].rpartition("#")[2])
     wait(run, lambda view: bool(view["finished"]))
