@@ -162,8 +162,8 @@ def _catch_up(ledger: Ledger) -> None:
     What is wrong with a log is left for `sync` to say.
     """
     with ledger.session() as session:
-        dags = [run for run in _unfinished(session) if run.kind != "jobs"]
-        behind = [run.id for run in dags if sharing.is_ours_to_read(ledger, run)]
+        large = [run for run in _unfinished(session) if run.kind != "jobs" and _is_large(run)]
+        behind = [run.id for run in large if sharing.is_ours_to_read(ledger, run)]
         behind = [row for row in behind if _news(session, session.get_one(Run, row)) > _BATCH]
     for row in behind:
         more = True
@@ -171,6 +171,12 @@ def _catch_up(ledger: Ledger) -> None:
             with ledger.session() as session, suppress(cluster.DamagedLog):
                 more = False
                 more = read_logs(session, session.get_one(Run, row), _BATCH)
+
+
+def _is_large(run: Run) -> bool:
+    with suppress(OSError):
+        return Path(f"{run.dag_file}.nodes.log").stat().st_size > _BATCH
+    return False
 
 
 def read_logs(session: Session, run: Run, most: int | None = None) -> bool:

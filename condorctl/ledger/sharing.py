@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import object_session
 
 from condorctl.job import METRICS_FILE
-from condorctl.ledger import Ledger, Run
+from condorctl.ledger import Ledger, Run, Stage
 
 
 def is_ours_to_read(ledger: Ledger, run: Run) -> bool:
@@ -29,13 +31,16 @@ def is_ours_to_read(ledger: Ledger, run: Run) -> bool:
         run.inode = inode
     elif run.inode != inode:
         return False
-    folders = [run.path, *(stage.folder for stage in run.stages)]
-    files = [Path(f"{run.dag_file}.{name}") for name in ("dagman.log", "nodes.log")]
-    files += [folder / METRICS_FILE for folder in folders[1:]]
+    session = object_session(run)
+    names = session.scalars(select(Stage.name).where(Stage.run_id == run.id)) if session else ()
+    # As text: of a DAG of ten thousand stages, each look at the run does this.
+    folders = [run.folder, *(f"{run.folder}/{name}" for name in names)]
+    files = [f"{run.dag_file}.{name}" for name in ("dagman.log", "nodes.log")]
+    files += [f"{folder}/{METRICS_FILE}" for folder in folders[1:]]
     return all(_is_open(folder, os.R_OK | os.X_OK) for folder in folders) and all(
         _is_open(file, os.R_OK) for file in files
     )
 
 
-def _is_open(path: Path, mode: int) -> bool:
+def _is_open(path: str, mode: int) -> bool:
     return os.access(path, mode) or not os.path.lexists(path)
