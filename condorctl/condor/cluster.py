@@ -363,26 +363,50 @@ def node_name(event: Ad) -> str | None:
 def read_events(path: Path, position: LogPosition) -> Iterator[Ad]:
     """Events in the job event log at `path` from `position` on, which moves along.
 
-    An event of which only a part is written comes when it is whole. Raises DamagedLog at bytes that
-    are no event; `position` stays before them.
+    An event of which only a part is written comes when it is whole. Bytes that are no event, as
+    after a write on a disk that was full, are passed over up to the next end of one; DamagedLog is
+    raised then, once all that can be read was read.
     """
     end = _end_of_events(path, position.offset)
     if end <= position.offset:
         return
     htcondor = _htcondor()
+    damage = ""
+    while position.offset < end:
+        try:
+            yield from _whole_events(htcondor, path, position, end)
+            break
+        except (htcondor.HTCondorException, UnicodeDecodeError) as error:
+            damage = damage or f"{path}: no event after byte {position.offset}: {error}"
+            if (after := _after_separator(path, position.offset)) is None:
+                break
+            position.offset = after
+    if damage:
+        raise DamagedLog(damage)
+
+
+def _whole_events(htcondor: Any, path: Path, position: LogPosition, end: int) -> Iterator[Ad]:
     log = htcondor.JobEventLog(str(path))
     # The bindings give a log's position away only through its pickled state.
     state, _ = log.__getstate__()
     log.__setstate__((state, position.offset))
     with log:
-        try:
-            for event in log.events(stop_after=0):
-                position.offset = log.__getstate__()[1]
-                yield {name: event[name] for name in event}
-                if position.offset >= end:
-                    return
-        except (htcondor.HTCondorException, UnicodeDecodeError) as error:
-            raise DamagedLog(f"{path}: no event after byte {position.offset}: {error}") from None
+        for event in log.events(stop_after=0):
+            told = {name: event[name] for name in event}
+            position.offset = log.__getstate__()[1]
+            yield told
+            if position.offset >= end:
+                return
+
+
+def _after_separator(path: Path, start: int) -> int | None:
+    """Where the event that begins at `start`, or what is none, ends; None where it does not."""
+    with path.open("rb") as log:
+        log.seek(start)
+        for line in iter(log.readline, b""):
+            if line == b"...\n":
+                return log.tell()
+    return None
 
 
 def _end_of_events(path: Path, start: int) -> int:

@@ -178,7 +178,9 @@ def read_again(session: Session, run: Run, aside: Sequence[Path], heard: Heard) 
     try:
         for path in aside:
             start = LogPosition(path=str(path), inode=0, offset=0)
-            _apply_all(reading, cluster.read_events(path, start))
+            # What of it cannot be read was told when it was the present one.
+            with suppress(cluster.DamagedLog):
+                _apply_all(reading, cluster.read_events(path, start))
             # As `resume` does it.
             for stage in run.stages:
                 stage.outcome = stage.outcome if _succeeded(stage) else None

@@ -38,9 +38,10 @@ class CondorctlKilled(Fault):
         number = 1 + int(self.draw.paretovariate(0.5)) % 60
         self._again = command_
         point = crash.Point(call, number)
-        self._hit = _kill(world, command_, point)
+        if not _kill(world, command_, point):
+            return None  # it had ended before
         words = " ".join(command_).replace(str(world.folder), "")
-        return f"condorctl {words} at {call} {number}" + ("" if self._hit else ": ended before")
+        return f"condorctl {words} at {call} {number}"
 
     def _words(self, world: World) -> list[str] | None:
         which = self.draw.choice(["status", "status", "submit", "fetch", "resume", "check"])
@@ -72,8 +73,6 @@ class CondorctlKilled(Fault):
         return ["ledger", "check"] if which == "check" else ["status", "--all", "--json"]
 
     def effect(self, world: World) -> str | None:
-        if not self._hit:
-            return None
         if self._again[0] == "submit":
             return "killed; its run is judged with the others"
         answer = world.condorctl(*self._again)

@@ -28,6 +28,8 @@ MASTER_BACKOFF_CEILING = 10
 CLASSAD_LIFETIME = 30
 # A DAGMan that ends in an odd way, as on a full disk, is started again after five minutes else.
 SCHEDULER_UNIVERSE_COOL_DOWN_DURATION = 15
+# So long a job is kept for a node that is silent.
+JOB_DEFAULT_LEASE_DURATION = {lease}
 """
 
 _NODE = """\
@@ -119,11 +121,11 @@ class Node:
 class Pool:
     """The pool that `condorctl pool up` starts in `state`, with room for further nodes."""
 
-    def __init__(self, state: Path, cpus: int) -> None:
+    def __init__(self, state: Path, cpus: int, lease_s: int) -> None:
         self.folder = state / "condorctl" / "pool"
         self.config = self.folder / "condor_config"
         self.execute = self.folder / "execute"
-        self.cpus = cpus
+        self.cpus, self.lease_s = cpus, lease_s
         self.nodes: list[Node] = []
 
     def prepare(self) -> None:
@@ -132,7 +134,8 @@ class Pool:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        (self.folder / "condor_config.local").write_text(_SETTINGS.format(port=port))
+        text = _SETTINGS.format(port=port, lease=self.lease_s)
+        (self.folder / "condor_config.local").write_text(text)
 
     def new_node(self, folder: Path) -> Node:
         node = Node(self.folder, folder, self.cpus)

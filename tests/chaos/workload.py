@@ -165,7 +165,7 @@ class Loss:
 
     run: str
     stage: str
-    kept: int  # the step from which it went on
+    kept: int  # steps of the start before that it did not have to do again
     steps: int
     seconds: float
     last_step: float  # when the work that was lost ended; Unix seconds
@@ -183,7 +183,8 @@ def losses(witness: Path, run: str, stage: str) -> list[Loss]:
         lost = [step for step in held if step > start.step]
         seconds = sum(held.pop(step) for step in lost)
         if at:
-            found.append(Loss(run, stage, start.step, len(lost), seconds, last_step, start.time))
+            kept = max(0, start.step - every[at - 1].step)
+            found.append(Loss(run, stage, kept, len(lost), seconds, last_step, start.time))
         # One whose node could not be told to stop works on for nobody.
         until = every[at + 1].time if at + 1 < len(every) else float("inf")
         held |= {step: took for step, took, when in start.took() if when <= until}

@@ -75,7 +75,7 @@ class Task:
 class World:
     """The pool, the user's project, and what happens there."""
 
-    def __init__(self, folder: Path, cpus: int) -> None:
+    def __init__(self, folder: Path, cpus: int, lease_s: int = 60) -> None:
         self.folder = folder
         self.disk = folder / "disk"
         self.project = self.disk / "project"
@@ -83,7 +83,7 @@ class World:
         self.runs = self.project / "exp" / "runs"
         self.witness = folder / "witness"
         self.state = folder / "state"
-        self.pool = Pool(self.state, cpus)
+        self.pool = Pool(self.state, cpus, lease_s)
         self.started = time.time()
         self.means: Counter[str] = Counter()
         self.unclear: list[str] = []

@@ -26,7 +26,8 @@ def test_work_that_is_done_again_is_counted_from_what_the_jobs_told(tmp_path: Pa
     told += ["step 1 8 202.0", "start 3 5 300.0", "step 3 6 301.0", "step 3 7"]
     (tmp_path / "p-1.one").write_text("\n".join(told))
     found = workload.losses(tmp_path, "p-1", "one")
-    assert [(loss.steps, loss.seconds) for loss in found] == [(2, 2.0), (3, 8.0)]
+    told_of = [(loss.kept, loss.steps, loss.seconds) for loss in found]
+    assert told_of == [(5, 2, 2.0), (0, 3, 8.0)]
     assert [(loss.last_step, loss.again) for loss in found] == [(107.0, 200.0), (208.0, 300.0)]
     assert workload.repeated(tmp_path) == (12, 4)
     assert workload.restarts(tmp_path) == (2, 2)

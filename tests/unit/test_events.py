@@ -245,6 +245,16 @@ def test_a_damaged_log_is_named_and_stops_nothing_else(
     assert states(ledger) == ["idle", "waiting"]
 
 
+def test_what_follows_an_event_that_was_cut_off_is_read(ledger: Ledger, project: Path) -> None:
+    # As HTCondor leaves it when the disk is full, and then is not.
+    cut = SUBMIT.format(8, "one", 1) + EVICTED.format(8)[:40] + EXECUTE.format(8, 2)
+    write(project, "nodes.log", cut + ENDED.format(8, 1) + SUBMIT.format(9, "one", 3))
+    assert "p.dag.nodes.log: no event after byte 13" in str(events.sync(ledger))
+    assert str(events.sync(ledger)).count("no event") == 0
+    with ledger.session() as session:
+        assert [job.state for job in session.scalars(select(Job))] == ["failed", "idle"]
+
+
 def test_an_exit_code_of_zero_is_not_success_while_a_stage_has_not_run(
     ledger: Ledger, project: Path
 ) -> None:
