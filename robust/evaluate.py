@@ -105,7 +105,7 @@ def evaluate(
             print(f"warning: {name}: gradient masking? {warning}", file=sys.stderr, flush=True)
         record.rows[name] = row
         job.result(model=name, **row)
-    record.save()
+    record.finish()
     return record.rows
 
 
@@ -133,6 +133,7 @@ def _attack(
                     if not record.done(name, attack.name, index.tolist()):
                         _batch(name, network, attack, position, index, test, record)
                         job.progress(epoch=done, epochs=total)
+                        record.save_checkpoint_if_due()
                 print(
                     f"evaluate  {place * len(attacks) + number}/{len(networks) * len(attacks)}  "
                     f"{name}  {attack.name}  {_accuracy(name, attack, record):.4f}  "

@@ -3,12 +3,15 @@
 JSON. `evaluation` says whose record it is, `machines` where it was made, `models` holds for each
 network and attack one character an image (`1` stands, `0` does not, `.` not attacked yet or not
 meant to be) and the seconds spent; at the end also the finished rows. An evaluation that is
-started again with the same checkpoints and options continues from it.
+started again with the same checkpoints and options continues from it. In a job that may start
+again elsewhere it is also what the job's checkpoints hold.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from condorctl.errors import UserError
+from condorctl.job import checkpoint
 
 _SAVE_INTERVAL_S = 3.0
 _OPEN, _BROKEN, _STANDING = b".01"
@@ -43,6 +47,9 @@ class Record:
         self._flags: dict[tuple[str, str], bytearray] = {}
         self._seconds: dict[tuple[str, str], float] = {}
         self._saved = -_SAVE_INTERVAL_S
+        text = json.dumps(self.evaluation, sort_keys=True)
+        self._identity = {"evaluation": hashlib.sha256(text.encode()).hexdigest()}
+        checkpoint.load(read=lambda kept: shutil.copyfile(kept, self.path), of=self._identity)
         if self.path.exists() and self.path.stat().st_size:
             self._read()
 
@@ -79,6 +86,17 @@ class Record:
         self._seconds[model, attack] = self.seconds(model, attack) + seconds
         if time.monotonic() - self._saved >= _SAVE_INTERVAL_S:
             self.save()
+
+    def save_checkpoint_if_due(self) -> None:
+        """Between two batches: ends the process when the job must leave its machine."""
+        if checkpoint.due():
+            self.save()
+            checkpoint.save(lambda partial: shutil.copyfile(self.path, partial), 0, self._identity)
+
+    def finish(self) -> None:
+        """Write the file for the last time; there is nothing more to go on from."""
+        self.save()
+        checkpoint.clear(self._identity)
 
     def save(self) -> None:
         """Write the file atomically: a crash leaves the former one."""

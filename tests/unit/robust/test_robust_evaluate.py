@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from robust_trained import DATASET, digits, trained
 from torch import Tensor, nn
 
+from condorctl import job
 from condorctl.errors import UserError
 from robust import checkpoint, columns, evaluate, library
 from robust.attacks import correct
@@ -275,6 +278,48 @@ def test_an_interrupted_evaluation_ends_with_the_same_figures(
     assert len(done) == 26
     assert run(paths, EVERYTHING, surrogate, out="parts.json")["m"] == resumed["m"]
     assert len(done) == 26
+
+
+def test_a_checkpoint_brings_the_record_and_the_metrics_to_where_the_job_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths = {"m": pruned("c.pt", trained(0.1), 0.5)}
+    Path("metrics.jsonl").unlink()
+    whole = run(paths, EVERYTHING, out="record.json")
+    assert not Path("checkpoints").exists()
+    lines = metrics()
+    Path("metrics.jsonl").unlink()
+    Path("record.json").unlink()
+
+    one, done = evaluate._batch, []
+
+    def stopping(*arguments: Any) -> None:
+        one(*arguments)
+        done.append(arguments)
+        if len(done) == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(evaluate, "_batch", stopping)
+    with pytest.raises(SystemExit) as left:
+        run(paths, EVERYTHING, out="record.json")
+    assert left.value.code == 128 + signal.SIGTERM
+    # On another node there is what was sent to the submit side, and nothing else.
+    Path("record.json").unlink()
+    Path("metrics.jsonl").unlink()
+    job.checkpoint._stop.clear()
+    assert figures(run(paths, EVERYTHING, out="record.json")["m"]) == figures(whole["m"])
+    assert len(done) == len(lines) - 1
+    assert metrics() == lines
+    assert not Path("checkpoints").exists()
+
+
+def metrics() -> list[Any]:
+    """The lines of metrics.jsonl without what the clock says."""
+    lines = [json.loads(line) for line in Path("metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("time")
+        line.get("values", {}).pop("details", None)
+    return lines
 
 
 def test_a_record_of_other_checkpoints_options_or_surrogate_is_refused() -> None:
