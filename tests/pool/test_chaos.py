@@ -23,7 +23,7 @@ _KINDS = [
 
 # Nothing of the job comes back by HTCondor's own means.
 _ONLY_COPIES = {
-    "kill -9: condor_starter", "kill -9: condor_shadow", "kill -9: condor_startd", "vacate",
+    "kill -9: condor_starter", "kill -9: condor_shadow", "kill -9: condor_startd",
     "vacate -fast", "hold and release", "a node vanishes and stays away",
 }  # fmt: skip
 
@@ -34,7 +34,7 @@ def _checkpoints_itself(stage: dict[str, Any]) -> bool:
 
 def test_a_small_campaign_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     options = campaign.Options(
-        seed=7, faults=len(_KINDS), pause_s=1.5, going=3, robust=0, steps=50, most_s=110,
+        seed=7, faults=len(_KINDS), pause_s=1.5, going=3, robust=0, steps=75, most_s=110,
         settle_s=130, kinds=tuple(_KINDS),
     )  # fmt: skip
     world = World(Path(tempfile.mkdtemp(prefix="chaos-")), options.cpus, lease_s=20)
