@@ -240,6 +240,9 @@ def _read_job_logs(session: Session, run: Run) -> None:
 
 def _conclude(session: Session, run: Run) -> None:
     """What became of the nodes and so of the run, now that DAGMan has ended."""
+    # Nobody may ever write it again.
+    with suppress(OSError):
+        runfile.sweep(run.path / runfile.FILE)
     stages = list(
         session.scalars(
             select(Stage).where(Stage.run_id == run.id).options(selectinload(Stage.jobs))

@@ -124,10 +124,7 @@ def _name(source: Stage | None) -> Json | None:
 
 def write(file: Path, kept: Json) -> None:
     """Put `kept` into `file`, which holds all of it or what it held. Raises OSError."""
-    for left in file.parent.glob(f".{file.name}-*"):
-        # Whoever was killed while writing left it.
-        if time.time() - left.stat().st_mtime > _INTERVAL_S:
-            left.unlink(missing_ok=True)
+    sweep(file)
     number, draft = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
     try:
         with os.fdopen(number, "w", encoding="utf-8") as stream:
@@ -138,6 +135,13 @@ def write(file: Path, kept: Json) -> None:
     except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise
+
+
+def sweep(file: Path) -> None:
+    """Remove what somebody who was killed while writing `file` has left. Raises OSError."""
+    for left in file.parent.glob(f".{file.name}-*"):
+        if time.time() - left.stat().st_mtime > _INTERVAL_S:
+            left.unlink(missing_ok=True)
 
 
 def place(ledger: Ledger, run: Run) -> Path:

@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.chaos import campaign, table
 from tests.chaos.world import World
 
@@ -32,7 +30,7 @@ def _checkpoints_itself(stage: dict[str, Any]) -> bool:
     return stage["run"].startswith("three-") and stage["stage"] == "second"
 
 
-def test_a_small_campaign_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_small_campaign_loses_nothing() -> None:
     options = campaign.Options(
         seed=7, faults=len(_KINDS), pause_s=1.5, going=3, robust=0, steps=75, most_s=110,
         settle_s=130, kinds=tuple(_KINDS),

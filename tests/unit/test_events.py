@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -261,6 +262,18 @@ def test_an_exit_code_of_zero_is_not_success_while_a_stage_has_not_run(
     write(project, "nodes.log", SUBMIT.format(8, "one", 1) + ENDED.format(8, 0))
     write(project, "dagman.log", SUBMIT.format(7, "", 0) + ENDED.format(7, 0))
     assert (view(ledger)["state"], states(ledger)) == ("failed", ["done", "not run"])
+
+
+def test_what_a_killed_writer_left_in_the_folder_is_gone_when_the_run_ends(
+    ledger: Ledger, project: Path
+) -> None:
+    drafts = [project / ".run.json-old", project / ".run.json-new"]
+    for draft in drafts:
+        draft.touch()
+    os.utime(drafts[0], (0, 0))
+    write(project, "dagman.log", SUBMIT.format(7, "", 0) + ENDED.format(7, 1))
+    assert view(ledger)["state"] == "failed"
+    assert [draft.exists() for draft in drafts] == [False, True]
 
 
 def test_a_dag_that_never_started_tells_what_dagman_said(ledger: Ledger, project: Path) -> None:
