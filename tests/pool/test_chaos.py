@@ -33,7 +33,7 @@ def _checkpoints_itself(stage: dict[str, Any]) -> bool:
 def test_a_small_campaign_loses_nothing() -> None:
     options = campaign.Options(
         seed=7, faults=len(_KINDS), pause_s=1.5, going=3, robust=0, steps=75, most_s=110,
-        settle_s=130, kinds=tuple(_KINDS),
+        settle_s=400, kinds=tuple(_KINDS),
     )  # fmt: skip
     world = World(Path(tempfile.mkdtemp(prefix="chaos-")), options.cpus, lease_s=20)
     try:
