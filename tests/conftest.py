@@ -24,10 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     kinds = [
         [file for file in files if (file.parent.name == "pool") == waits] for waits in (True, False)
     ]
-    for item in items:
-        if item.path.parent.name == "pool":
-            # Daemons, jobs and other tests share two cores: one more try, which the summary shows.
-            item.add_marker(pytest.mark.flaky(reruns=1))
     place = {file: at / len(kind) for kind in kinds for at, file in enumerate(kind)}
     items.sort(key=lambda item: place[item.path])
 

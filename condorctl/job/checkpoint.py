@@ -193,7 +193,10 @@ def _copy(folder: Folder, made: Checkpoint) -> None:
         if str(error) != _loop.trouble:
             _tell(f"checkpoint {made.number} was not copied to the submit side: {error}")
         _loop.trouble = str(error)
-    _loop.copied, _loop.copying_s = now, time.monotonic() - now
+    else:
+        # A copy that failed says nothing of how long one takes.
+        _loop.copying_s = time.monotonic() - now
+    _loop.copied = now
 
 
 def _tell(words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
@@ -107,8 +108,9 @@ class _Damage(Fault):
         world.condorctl("pool", "run", "condor_vacate_job", "-fast", job["job"])
         return f"{job['run']}/{job['stage']}: checkpoint {checkpoint.number} ({self.damage})"
 
+    @abstractmethod
     def _do(self, file: Path) -> None:
-        raise NotImplementedError
+        """Damage the file."""
 
     def effect(self, world: World) -> str | None:
         assert self.target

@@ -145,9 +145,10 @@ def test_whatever_stops_a_job_its_end_is_that_of_an_undisturbed_one(
     assert {"sandbox", "run folder"} <= places
     # From the running job itself, by a pattern: its names change while one reads them.
     for _ in range(10):
-        condorctl("fetch", before["none"], "checkpoints/*", "--to", "got", "--json")
+        fetched = condorctl("fetch", before["none"], "checkpoints/*", "--to", "got", "--json")
         if Folder(project / "got" / "checkpoints").checkpoints():
             break
+    assert fetched.returncode == 0, fetched
     assert Folder(project / "got" / "checkpoints").checkpoints()
     told = condorctl("checkpoints", name).stdout
     assert re.search(r"^> +count-none .*(sandbox|run folder)", told, re.MULTILINE)

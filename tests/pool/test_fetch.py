@@ -233,9 +233,6 @@ def test_every_state_gives_what_there_is(
     assert {file["path"] for file in files} == {"record.txt", "d/x"}
     assert "has no nothing: it was evicted" in one_error_line(condorctl("fetch", "kept", "nothing"))
 
-    # HTCondor was seen to remove a suspended job that it was told to hold.
-    condor("condor_continue", jobs["lost"])
-    wait(name, lambda v: v["stages"]["lost"]["state"] == "running")
     # Held after it ran, with and without its files; held before it ran.
     for job in (jobs["kept"], jobs["lost"], jobs["never"]):
         condor("condor_hold", "-reason", "wanted to look", job)

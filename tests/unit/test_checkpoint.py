@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -295,3 +297,16 @@ def test_what_the_submit_file_says_is_in_the_ad(monkeypatch: pytest.MonkeyPatch)
     found = Settings.of_this_job()
     assert (found.folder, found.interval_s, found.every_s) == ("a-1/checkpoints", None, 60.0)
     assert records.CHECKPOINT_ATTRIBUTE.startswith("Chirp")
+
+
+def test_a_copy_that_failed_does_not_put_the_next_one_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    Path("chirp").write_text(f"127.0.0.1 {port} cookie\n")
+    monkeypatch.setenv("_CONDOR_CHIRP_CONFIG", str(Path("chirp").absolute()))
+    checkpoint.load(read=str)
+    checkpoint._loop.settings = replace(checkpoint._loop.settings, folder="one/checkpoints")
+    checkpoint.save(lambda path: Path(path).write_text("x"), epoch=1)
+    assert checkpoint._loop.trouble
+    # The pause that follows a copy is twenty times as long as it took; this one was none.
+    assert checkpoint._loop.copying_s == 0
