@@ -456,10 +456,14 @@ class _View:
         seen = traces.event(_logs(job), job.cluster, job.proc, [_ABORTED])
         detail = next((s.detail for s in reversed(job.states) if s.state == "removed"), "")
         by_dag = self._run.state == "removed" or "DAGManJobId" in detail
-        who = "with its run" if by_dag else ""
-        cause = " ".join(filter(None, ["it was removed from the queue", who]))
+        cause = "it was removed from the queue" + (" with its run" if by_dag else "")
+        if detail:
+            cause += f": {detail}"
+        elif "suspended" in [state.state for state in job.states[-4:]]:
+            # Whoever removes a job gives a reason; see `cluster.act`.
+            cause += ": HTCondor does that at times to a suspended job that `condor_hold` holds"
         return {
-            "cause": cause + (f": {detail}" if detail else ""),
+            "cause": cause,
             "mend": f"{self._words.resume} runs it again",
             "evidence": _lines(seen),
         }
