@@ -69,9 +69,9 @@ def _keys(title: str, properties: Json, required: list[str]) -> str:
 
 
 def api_functions() -> Iterator[tuple[str, Callable[..., object]]]:
-    """The public functions of `condorctl.api`, in the order of the file."""
-    for name, value in vars(api).items():
-        if inspect.isfunction(value) and value.__module__ == api.__name__ and name[0] != "_":
+    """The functions of `condorctl.api` by name."""
+    for name in api.__all__:
+        if inspect.isfunction(value := getattr(api, name)):
             yield name, value
 
 
