@@ -8,6 +8,11 @@ from pathlib import Path
 from condorctl.errors import UserError
 
 PACKAGE = Path(__file__).parent
+# Where distributions put OpenSSH's, on nodes, in images and here.
+SFTP_SERVERS = (
+    "/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server",
+    "/usr/lib/ssh/sftp-server", "/usr/libexec/sftp-server",
+)  # fmt: skip
 
 
 def project() -> Path:

@@ -77,12 +77,12 @@ def _root(
         raise typer.Exit
 
 
-def settings(pairs: Iterable[str] | None) -> dict[str, str]:
+def settings(words: Iterable[str] | None, option: str = "--set") -> dict[str, str]:
     """What several ``--set KEY=VALUE`` mean; raises UserError for one that is none."""
     found = {}
-    for pair in pairs or ():
-        key, equals, value = pair.partition("=")
+    for word in words or ():
+        key, equals, value = word.partition("=")
         if not equals or not key:
-            raise UserError(f"--set {pair}: write it as KEY=VALUE")
+            raise UserError(f"{option} {word}: write it as KEY=VALUE")
         found[key] = value
     return found

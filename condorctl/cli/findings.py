@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from condorctl.errors import printable
@@ -19,6 +19,12 @@ def lines(finding: dict[str, Any]) -> Iterator[str]:
     mend = f" — {finding['mend']}" if finding["mend"] else ""
     label = f"{finding['state']:<8} {finding['check']:<12}"
     yield from filled(label, finding["what"] + mend)
+
+
+def tell(checks: Iterable[dict[str, Any]]) -> None:
+    """Print such findings."""
+    for finding in checks:
+        print("\n".join(lines(finding)))
 
 
 def filled(label: str, text: str) -> Iterator[str]:

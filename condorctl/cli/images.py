@@ -9,8 +9,8 @@ import typer
 
 from condorctl import api, terminal
 from condorctl.cli import complete
-from condorctl.cli.app import Json, app
-from condorctl.errors import UserError, printable
+from condorctl.cli.app import Json, app, settings
+from condorctl.errors import printable
 
 image_app = typer.Typer(
     help="Images that stages run in: build, push, check.",
@@ -47,7 +47,7 @@ def image_build(
     as_json: Json = False,
 ) -> None:
     """Build an image for stages to run in, and note it in exp/images.json."""
-    built = api.image_build(tag, file, _pairs(arg), options or [], engine, _tell)
+    built = api.image_build(tag, file, settings(arg, "--arg"), options or [], engine, _tell)
     _print(built, as_json, f"{built['tag']}  {built['id'][:19]}")
     if not as_json:
         print("next: condorctl image check; condorctl image push --to HOST/NAME:TAG")
@@ -107,13 +107,3 @@ def _print(found: dict[str, Any], as_json: bool, line: str) -> None:
         terminal.print_json(found)
     else:
         print(printable(line))
-
-
-def _pairs(words: list[str] | None) -> dict[str, str]:
-    found = {}
-    for word in words or ():
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UserError(f"--arg {word}: write it as KEY=VALUE")
-        found[key] = value
-    return found

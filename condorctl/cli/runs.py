@@ -192,7 +192,7 @@ def clean(
         return
     for one in found["runs"]:
         print(f"{one['run']}  {size(one['bytes'])}  {printable(one['folder'])}")
-    print(f"{size(found['bytes'])} {'would be' if dry_run else ''} freed".replace("  ", " "))
+    print(f"{size(found['bytes'])} {'would be freed' if dry_run else 'freed'}")
 
 
 @app.command()

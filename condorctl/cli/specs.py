@@ -118,8 +118,7 @@ def site_show(
     if learnt := found["learnt"]:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(learnt["time"]))
         print(printable(f"\n# what `condorctl site test` has learnt, {when}, {learnt['schedd']}:"))
-        for finding in learnt["checks"]:
-            print("\n".join(findings.lines(finding)))
+        findings.tell(learnt["checks"])
 
 
 @site_app.command("test")
@@ -143,8 +142,7 @@ def site_test(
     if as_json:
         terminal.print_json(told)
     else:
-        for finding in told["checks"]:
-            print("\n".join(findings.lines(finding)))
+        findings.tell(told["checks"])
         print(printable(f"written to {told['file']}"))
     if not told["ok"]:
         raise typer.Exit(1)

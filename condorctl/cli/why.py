@@ -89,7 +89,6 @@ def doctor(
     if as_json:
         terminal.print_json(told)
     else:
-        for finding in told["checks"]:
-            print("\n".join(findings.lines(finding)))
+        findings.tell(told["checks"])
     if not told["ok"]:
         raise typer.Exit(1)

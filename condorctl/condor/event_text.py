@@ -11,20 +11,27 @@ from datetime import datetime
 from pathlib import Path
 
 from condorctl.condor import cluster
+from condorctl.condor.codes import JobEvent
 from condorctl.errors import printable
 from condorctl.ledger import LogPosition
 
-_PLAIN = {
-    0: "submitted", 1: "started", 4: "evicted", 9: "removed", 10: "suspended", 11: "goes on",
-    12: "held", 13: "released", 22: "its node does not answer", 23: "its node answers again",
-    24: "its node is lost, it will start again",
-}  # fmt: skip
+_PLAIN: dict[int, str] = {
+    JobEvent.SUBMIT: "submitted",
+    JobEvent.EVICTED: "evicted",
+    JobEvent.ABORTED: "removed",
+    JobEvent.SUSPENDED: "suspended",
+    JobEvent.UNSUSPENDED: "goes on",
+    JobEvent.HELD: "held",
+    JobEvent.RELEASED: "released",
+    JobEvent.DISCONNECTED: "its node does not answer",
+    JobEvent.RECONNECTED: "its node answers again",
+    JobEvent.RECONNECT_FAILED: "its node is lost, it will start again",
+}
 # What the event of a file transfer is about, by the number in it.
 _TRANSFERS = {
     1: "waits for its input files", 2: "gets its input files", 3: "has its input files",
     4: "waits to send its output files", 5: "sends its output files", 6: "sent its output files",
 }  # fmt: skip
-_TERMINATED, _IMAGE_SIZE, _TRANSFER, _EXECUTE = 5, 6, 40, 1
 
 
 class Reader:
@@ -53,15 +60,15 @@ def line(event: cluster.Ad) -> str:
 def _words(event: cluster.Ad) -> str:
     kind = event["EventTypeNumber"]
     reason = str(event.get("HoldReason") or event.get("Reason") or event.get("Info") or "")
-    if kind == _TERMINATED:
+    if kind == JobEvent.TERMINATED:
         if event.get("TerminatedNormally"):
             return f"ended with exit code {event.get('ReturnValue')}"
         return f"ended with signal {event.get('TerminatedBySignal')}"
-    if kind == _IMAGE_SIZE:
+    if kind == JobEvent.IMAGE_SIZE:
         return f"uses {event.get('MemoryUsage', '?')} MB of memory"
-    if kind == _TRANSFER:
+    if kind == JobEvent.FILE_TRANSFER:
         return _TRANSFERS.get(int(event.get("Type", 0)), "transfers files")
-    if kind == _EXECUTE:
+    if kind == JobEvent.EXECUTE:
         return f"started on {event.get('SlotName') or event.get('ExecuteHost')}"
     # JobAdInformationEvent: job ad information
     name = re.sub(r"Event$", "", str(event.get("MyType", f"event {kind}")))

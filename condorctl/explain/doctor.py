@@ -1,8 +1,6 @@
 """What works here and what does not: Python, pool, rights, folders, ssh, containers, GPUs.
 
-Each finding is a dictionary: check (what was looked at), state, what (in words), mend (None when
-all is well). A "problem" would keep a pipeline from being submitted or from running; a "warning"
-takes something away, such as files out of running jobs.
+Each finding is a dictionary: check, state, what, mend (`finding`).
 """
 
 from __future__ import annotations
@@ -15,36 +13,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from condorctl import paths, pool
 from condorctl.errors import UserError
+from condorctl.explain.finding import OK, PROBLEM, WARNING, Finding
 from condorctl.pool import elsewhere
 from condorctl.pool.personal import PersonalPool
 from condorctl.spec import site as profiles
 
 Json = dict[str, Any]
 
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
 _LEAST_FREE = 1 << 30
 _SKEW_S = 5
 # Of a file system that machines share: locks there may be slow, or none.
 _SHARED = {"nfs", "nfs4", "cifs", "smb3", "afs", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p"}
-_SFTP_SERVERS = (
-    "/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server",
-    "/usr/lib/ssh/sftp-server", "/usr/libexec/sftp-server",
-)  # fmt: skip
 _DAY_S = 86400
 _OLD_TRIAL_DAYS = 30
-
-
-class Finding(NamedTuple):
-    """One line of the doctor's report."""
-
-    check: str
-    state: str
-    what: str
-    mend: str | None = None
 
 
 def examine(progress: Callable[[str, int, int], None], job_s: float | None = None) -> Json:
@@ -177,7 +162,7 @@ def _sftp_server() -> Path | None:
     """This machine's sftp-server, or the personal pool's own; None where there is none."""
     master = PersonalPool().master()
     own = [master.release.usr / "lib/openssh/sftp-server"] if master else []
-    return next((path for path in (*own, *map(Path, _SFTP_SERVERS)) if path.exists()), None)
+    return next((path for path in (*own, *map(Path, paths.SFTP_SERVERS)) if path.exists()), None)
 
 
 def _has(program: str) -> bool:
@@ -389,5 +374,4 @@ def _short(error: Exception) -> str:
 def _job(seconds: float) -> Iterator[Finding]:
     from condorctl.explain import probe
 
-    for what, state, told, mend in probe.try_slot(seconds):
-        yield Finding(what, state, told, mend)
+    yield from probe.try_slot(seconds)

@@ -16,8 +16,8 @@ from pathlib import PurePosixPath
 from condorctl.explain import pulls
 from condorctl.ledger import record
 
-# Held because somebody wanted it so, or because its files are on their way: nothing has failed.
-ON_PURPOSE, SPOOLING = 15, 16
+# Its files are on their way: nothing has failed.
+SPOOLING = 16
 CANNOT_START = 6
 IMAGE = 35
 OUTPUT, INPUT = 12, 13

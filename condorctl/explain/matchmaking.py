@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from condorctl.condor import cluster
+from condorctl.condor.codes import JobStatus
 
 Ad = dict[str, Any]
 
 _TIMEOUT_S = 60
-# Characters of a clause: one that is made of many is not read to its end.
-_LONGEST = 1000
 # Longer than that a condition is not written out: nobody would read it.
 _LONGEST = 2000
 # Of a job, what explaining it takes.
@@ -174,7 +173,7 @@ def idle(owner: str) -> list[Ad]:
     """The idle jobs of a user in the queue: ids, JobPrio, QDate. Raises `cluster.Unreachable`."""
     quoted = owner.replace("\\", "\\\\").replace('"', '\\"')
     names = ["ClusterId", "ProcId", "JobPrio", "QDate"]
-    return _query(f'JobStatus == 1 && Owner == "{quoted}"', names)
+    return _query(f'JobStatus == {JobStatus.IDLE} && Owner == "{quoted}"', names)
 
 
 def _query(constraint: str, names: list[str]) -> list[Ad]:

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from condorctl.condor import cluster
+from condorctl.condor.codes import JobStatus
 from condorctl.explain import holds, matchmaking, waiting
+from condorctl.explain.finding import OK, PROBLEM, WARNING, Finding
 from condorctl.submit import snapshot
 
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
-Found = tuple[str, str, str, str | None]
-
-_RUNNING, _COMPLETED, _HELD = 2, 4, 5
 _INTERVAL_S = 0.5
 _ATTRIBUTE = "ChirpProgress"
 
@@ -123,7 +121,7 @@ class _Job:
             status, code = ad.get("JobStatus", 0), ad.get("HoldReasonCode")
             if reached(status):
                 return ad
-            if status == _HELD and code != holds.SPOOLING:
+            if status == JobStatus.HELD and code != holds.SPOOLING:
                 raise _Held(ad.get("HoldReason", "without a reason"))
             if time.monotonic() > deadline:
                 raise _Late(late)
@@ -131,7 +129,9 @@ class _Job:
 
     def started(self, deadline: float) -> tuple[str, float]:
         """The node that it started on, and the seconds that it waited."""
-        ad = self.until(deadline, {_RUNNING, _COMPLETED}.__contains__, "it did not start")
+        ad = self.until(
+            deadline, {JobStatus.RUNNING, JobStatus.COMPLETED}.__contains__, "it did not start"
+        )
         host = ad.get("RemoteHost") or ad.get("LastRemoteHost") or "a slot"
         node = str(host).rpartition("@")[2]
         return node, time.monotonic() - self.submitted
@@ -153,7 +153,7 @@ class _Job:
 
 def try_slot(
     seconds: float, python: Sequence[str] = ("python3",), lines: Sequence[str] = ()
-) -> Iterator[Found]:
+) -> Iterator[Finding]:
     """Submit a job and tell what works, each with its time; for at most `seconds`.
 
     `python` is what runs Python there, `lines` are added to the submit file. Raises
@@ -162,13 +162,13 @@ def try_slot(
     yield from _tried("job", seconds, lambda folder: _Job(folder, python, lines), _watch)
 
 
-def try_gpu(seconds: float, lines: Sequence[str] = ()) -> Iterator[Found]:
+def try_gpu(seconds: float, lines: Sequence[str] = ()) -> Iterator[Finding]:
     """Submit a job that asks for a GPU and tell what it gets, as `try_slot` does."""
     wanted = [*lines, "request_gpus = 1"]
     yield from _tried("gpu", seconds, lambda folder: _Job(folder, ["true"], wanted, True), _see_gpu)
 
 
-def try_container(seconds: float, lines: Sequence[str] = ()) -> Iterator[Found]:
+def try_container(seconds: float, lines: Sequence[str] = ()) -> Iterator[Finding]:
     """Submit a job that runs in the image that `lines` name, as `try_slot` does."""
     wanted = [*lines, "request_disk = 4 GB"]
     yield from _tried(
@@ -180,8 +180,8 @@ def _tried(
     check: str,
     seconds: float,
     submit: Callable[[Path], _Job],
-    watch: Callable[[_Job, float], Iterator[Found]],
-) -> Iterator[Found]:
+    watch: Callable[[_Job, float], Iterator[Finding]],
+) -> Iterator[Finding]:
     cluster.connection()
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="condorctl-doctor-") as name:
@@ -190,13 +190,13 @@ def _tried(
             job = submit(Path(name))
             yield from watch(job, deadline)
         except _Held as held:
-            yield check, PROBLEM, f"it is held: {held}", None
+            yield Finding(check, PROBLEM, f"it is held: {held}")
         except _Late as late:
             mend = _why_idle(job) if job and "start" in str(late) else None
-            yield check, PROBLEM, f"{late} within {seconds:.0f} s", mend
+            yield Finding(check, PROBLEM, f"{late} within {seconds:.0f} s", mend)
         except Exception as error:
             what = " ".join(str(error).split())[:300]
-            yield check, PROBLEM, f"the schedd refuses a job: {what}", None
+            yield Finding(check, PROBLEM, f"the schedd refuses a job: {what}")
         finally:
             if job:
                 job.remove()
@@ -212,72 +212,70 @@ def _why_idle(job: _Job) -> str:
     return mend
 
 
-def _watch(job: _Job, deadline: float) -> Iterator[Found]:
+def _watch(job: _Job, deadline: float) -> Iterator[Finding]:
     node, waited = job.started(deadline)
-    yield "job", OK, f"it started on {node} after {waited:.1f} s", None
+    yield Finding("job", OK, f"it started on {node} after {waited:.1f} s")
     yield _ssh(job.number, deadline)
     begun = time.monotonic()
-    ad = job.until(deadline, _COMPLETED.__eq__, "it did not end")
+    ad = job.until(deadline, JobStatus.COMPLETED.__eq__, "it did not end")
     chirped = _ATTRIBUTE in ad
     mend = (
         None if chirped else "progress then shows in `condorctl status` only when a job has ended"
     )
     told = "what it said of itself came here" if chirped else "what it said did not come here"
-    yield "job: chirp", OK if chirped else WARNING, told, mend
-    yield "job: end", OK, f"it ended {time.monotonic() - begun:.1f} s after it was told to", None
+    yield Finding("job: chirp", OK if chirped else WARNING, told, mend)
+    took = time.monotonic() - begun
+    yield Finding("job: end", OK, f"it ended {took:.1f} s after it was told to")
     begun = time.monotonic()
     lines = job.told()
     if lines is None:
-        yield "job: transfer", PROBLEM, "its output is not what it was given", None
+        yield Finding("job: transfer", PROBLEM, "its output is not what it was given")
         return
     seconds = time.monotonic() - begun
-    yield "job: transfer", OK, f"files went there and came back ({seconds:.1f} s)", None
+    yield Finding("job: transfer", OK, f"files went there and came back ({seconds:.1f} s)")
     yield _files(lines)
 
 
-def _files(told: list[str]) -> Found:
+def _files(lines: list[str]) -> Finding:
     """Whether the job could write files of the submit machine, where copies of checkpoints go."""
-    if "chirp files: yes" in told:
-        return "job: chirp files", OK, "it wrote a file on the submit machine while it ran", None
-    why = next((line for line in told if line.startswith("chirp")), "it said nothing")
+    if "chirp files: yes" in lines:
+        told = "it wrote a file on the submit machine while it ran"
+        return Finding("job: chirp files", OK, told)
+    why = next((line for line in lines if line.startswith("chirp")), "it said nothing")
     mend = "checkpoints come back only when HTCondor brings them: at an eviction, or at the end"
-    return "job: chirp files", WARNING, f"it could not write on the submit machine: {why}", mend
+    told = f"it could not write on the submit machine: {why}"
+    return Finding("job: chirp files", WARNING, told, mend)
 
 
-def _see_container(job: _Job, deadline: float) -> Iterator[Found]:
+def _see_container(job: _Job, deadline: float) -> Iterator[Finding]:
     node, waited = job.started(deadline)
-    yield (
-        "container",
-        OK,
-        f"a job runs in the image on {node}, {waited:.1f} s after it was submitted",
-        None,
-    )
-    what, state, told, mend = _ssh(job.number, deadline)
-    yield what.replace("job", "container"), state, told, mend
-    job.until(deadline, _COMPLETED.__eq__, "it did not end")
+    told = f"a job runs in the image on {node}, {waited:.1f} s after it was submitted"
+    yield Finding("container", OK, told)
+    yield _ssh(job.number, deadline)._replace(check="container: ssh")
+    job.until(deadline, JobStatus.COMPLETED.__eq__, "it did not end")
     good = job.told() is not None
     told = "files went there and came back" if good else "its output is not what it was given"
-    yield "container: transfer", OK if good else PROBLEM, told, None
+    yield Finding("container: transfer", OK if good else PROBLEM, told)
 
 
-def _see_gpu(job: _Job, deadline: float) -> Iterator[Found]:
+def _see_gpu(job: _Job, deadline: float) -> Iterator[Finding]:
     node, waited = job.started(deadline)
-    job.until(deadline, _COMPLETED.__eq__, "it did not end")
+    job.until(deadline, JobStatus.COMPLETED.__eq__, "it did not end")
     lines = job.told() or []
     devices = next((line.partition(": ")[2] for line in lines if line.startswith("gpu: ")), "")
     seen = [line for line in lines if line.count(",") == 2]
     if not devices or devices == "10000":
-        yield "gpu", PROBLEM, f"{node} gave it no GPU", "ask the pool's administrator"
+        yield Finding("gpu", PROBLEM, f"{node} gave it no GPU", "ask the pool's administrator")
     elif not seen:
         mend = "what the driver is, and how busy GPUs are, only HTCondor itself can tell there"
         told = f"{node} gave it {devices} after {waited:.1f} s, without a nvidia-smi that answers"
-        yield "gpu", WARNING, told, mend
+        yield Finding("gpu", WARNING, told, mend)
     else:
         told = f"{node} gave it one after {waited:.1f} s; the node has {'; '.join(seen)}"
-        yield "gpu", OK, told, None
+        yield Finding("gpu", OK, told)
 
 
-def _ssh(number: int, deadline: float) -> Found:
+def _ssh(number: int, deadline: float) -> Finding:
     """Get into the job, and tell it that it may end."""
     begun, complaint = time.monotonic(), "it did not answer"
     # A job that has just started cannot be reached at once.
@@ -294,8 +292,9 @@ def _ssh(number: int, deadline: float) -> Found:
         except subprocess.TimeoutExpired:
             break
         if answer.returncode == 0 and answer.stdout.strip():
-            return "job: ssh", OK, f"it could be entered, in {time.monotonic() - begun:.1f} s", None
+            took = time.monotonic() - begun
+            return Finding("job: ssh", OK, f"it could be entered, in {took:.1f} s")
         complaint = (answer.stderr.strip().splitlines() or [complaint])[-1]
         time.sleep(_INTERVAL_S)
     mend = "files of running jobs cannot be had; `condorctl fetch` works when they have ended"
-    return "job: ssh", WARNING, f"it could not be entered: {complaint}", mend
+    return Finding("job: ssh", WARNING, f"it could not be entered: {complaint}", mend)

@@ -66,11 +66,6 @@ def tail(path: Path) -> list[Line]:
     return list(deque(read(path), _KEPT))
 
 
-def last_words(path: Path, count: int = 3) -> list[Line]:
-    """The last lines of the file that are not empty."""
-    return [line for line in tail(path) if line.text.strip()][-count:]
-
-
 def event(
     logs: Iterable[Path], cluster: int, proc: int, kinds: Collection[int]
 ) -> tuple[int, list[Line]] | None:

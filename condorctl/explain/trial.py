@@ -15,7 +15,7 @@ from condorctl import pool
 from condorctl.condor import cluster
 from condorctl.errors import UserError
 from condorctl.explain import matchmaking, probe
-from condorctl.explain.doctor import OK, PROBLEM, WARNING, Finding
+from condorctl.explain.finding import OK, PROBLEM, WARNING, Finding
 from condorctl.images import record
 from condorctl.spec import site as profiles
 from condorctl.spec.pipeline import Site
@@ -63,16 +63,14 @@ def test(name: str | None, seconds: float, progress: Callable[[str, int, int], N
 
 def _job(site: Site, seconds: float) -> Iterator[Finding]:
     lines = _lines(site, False)
-    for what, state, told, mend in probe.try_slot(seconds, site.python or ["python3"], lines):
-        yield Finding(what, state, told, mend)
+    yield from probe.try_slot(seconds, site.python or ["python3"], lines)
 
 
 def _gpu(site: Site, seconds: float) -> Iterator[Finding]:
     if not matchmaking.Slots().total("GPUs"):
         yield Finding("gpu", OK, "no slot here has one")
         return
-    for what, state, told, mend in probe.try_gpu(seconds, _lines(site, True)):
-        yield Finding(what, state, told, mend)
+    yield from probe.try_gpu(seconds, _lines(site, True))
 
 
 def _container(site: Site, seconds: float) -> Iterator[Finding]:
@@ -80,8 +78,7 @@ def _container(site: Site, seconds: float) -> Iterator[Finding]:
     if defaults.universe != "vanilla" and image:
         stage = defaults.model_copy(update={"image": image})
         lines = [*_lines(site, False), *universe.lines(stage).splitlines()]
-        for what, state, told, mend in probe.try_container(seconds, lines):
-            yield Finding(what, state, told, mend)
+        yield from probe.try_container(seconds, lines)
         return
     slots = matchmaking.Slots()
     kinds = {"Docker": slots.count("HasDocker"), "Apptainer": slots.count("HasSingularity")}

@@ -7,14 +7,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+from condorctl.condor.codes import ON_SUBMIT_MACHINE, JobStatus
 from condorctl.explain import matchmaking
 from condorctl.explain.matchmaking import Analysis, Clause, Slots
 
 Ad = dict[str, Any]
 
-_IDLE = 1
-# Universes whose jobs run on the submit machine itself: scheduler and local.
-_ON_SUBMIT_MACHINE = {7, 12}
 # A resource of a slot: what the job calls it, the submit command, its unit in words.
 _RESOURCES = {
     "Cpus": ("RequestCpus", "request_cpus", "{:g} cores"),
@@ -82,7 +80,7 @@ class Pool:
         )
         facts: Ad = {"waited_s": round(waited), "slots": len(self.slots)}
         cooling = ad.get("JobCoolDownExpiration", 0) - time.time()
-        if ad.get("JobUniverse") in _ON_SUBMIT_MACHINE:
+        if ad.get("JobUniverse") in ON_SUBMIT_MACHINE:
             cause = "it runs on the submit machine, whose schedd has not started it"
             return Waiting(
                 cause, "wait; the schedd starts such jobs one after another", False, facts
@@ -254,7 +252,7 @@ _UNITS = {"Memory": " MB", "Disk": " KB"}
 
 def is_idle(ad: Ad) -> bool:
     """Whether the queue has the job waiting."""
-    return bool(ad.get("JobStatus") == _IDLE)
+    return bool(ad.get("JobStatus") == JobStatus.IDLE)
 
 
 def _standing(standing: matchmaking.Standing | None) -> str:

@@ -21,7 +21,7 @@ from condorctl.files import locate, patterns, receive, sandbox
 from condorctl.files.locate import Target
 from condorctl.files.receive import File, Progress, check_path
 from condorctl.files.sandbox import Deadline, Header, Want
-from condorctl.ledger import Fetched, Ledger, Run, events, find
+from condorctl.ledger import Fetched, Ledger, Run, events, find, job_states
 
 _ATTEMPTS = 3
 # While a job is starting, or the queue does not know yet where it runs.
@@ -203,7 +203,7 @@ class _Fetch:
 
     def _from_where_it_is(self) -> None:
         target = self.target
-        if target.row is not None and target.state in {"running", "suspended"}:
+        if target.row is not None and target.state in job_states.REACHABLE:
             locate.check_schedd(target)
             self._from_sandbox()
         elif kept := locate.kept(target):

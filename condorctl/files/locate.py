@@ -17,7 +17,7 @@ from condorctl.condor import cluster, evicted
 from condorctl.errors import UserError
 from condorctl.explain import holds
 from condorctl.files.sandbox import Deadline
-from condorctl.ledger import Job, Ledger, Run, find
+from condorctl.ledger import Job, Ledger, Run, find, job_states
 
 _JOB_ATTRIBUTES = [
     "ClusterId", "ProcId", "Iwd", "SUBMIT_Iwd", "Out", "Err", "TransferOutputRemaps", "JobStatus",
@@ -25,7 +25,6 @@ _JOB_ATTRIBUTES = [
 ]  # fmt: skip
 # A job is in the queue a little before its log says so.
 _SAME_S = 5.0
-ENDED = {"completed", "failed", "removed"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Target:
 
     @property
     def ended(self) -> bool:
-        return self.state in ENDED
+        return self.state in job_states.ENDED
 
     @property
     def logs(self) -> list[Path]:
@@ -249,7 +248,7 @@ def kept(target: Target) -> Path | None:
     """The schedd's own folder of a job that has left its slot and has not ended."""
     if target.row is None or not target.starts:
         return None
-    if target.state in {"idle", "held", "disconnected"}:
+    if target.state in job_states.OUT_OF_REACH:
         check_schedd(target)
         return evicted.folder(target.number)
     return None

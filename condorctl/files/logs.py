@@ -26,7 +26,7 @@ from condorctl.files import locate, sandbox
 from condorctl.files.locate import Target
 from condorctl.files.receive import open_plain
 from condorctl.files.sandbox import Deadline, Want
-from condorctl.ledger import Ledger, events, find
+from condorctl.ledger import Ledger, events, find, job_states
 from condorctl.view import status
 
 What = Literal["out", "err", "events"]
@@ -87,7 +87,7 @@ class Log:
             yield from self._end_of_start_before()
             self._start = target.starts
             self._again()
-        if target.row is not None and target.state in {"running", "suspended"}:
+        if target.row is not None and target.state in job_states.REACHABLE:
             yield from self._running(deadline)
         elif target.row is None or target.ended:
             yield from self._file(self._path)
@@ -230,7 +230,7 @@ def _said(ledger: Ledger, target: Target, what: What) -> Iterator[bytes]:
             time.sleep(_INTERVAL_S)
             events.sync(ledger)
             target = locate.again(ledger, target)
-    if said or what == "events" or target.state in {"running", "suspended", "completed"}:
+    if said or what == "events" or target.state in job_states.REACHABLE | {"completed"}:
         return
     if not target.folder.is_dir():
         raise locate.missing_folder(target)

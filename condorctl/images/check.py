@@ -16,19 +16,14 @@ from typing import Any
 
 from condorctl import paths
 from condorctl.errors import UserError
+from condorctl.explain.finding import OK, PROBLEM, WARNING
 from condorctl.images import engine as engines
 from condorctl.images import imports, record
 from condorctl.images.engine import Engine, Failed, Tell
 from condorctl.spec import reader
 
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
-
 # Beside the shell's own: the wrapper writes its record with some, `fetch` reads files with others.
 _PROGRAMS = ("find", "head", "mkdir", "readlink", "sha256sum", "stat", "tail", "uname", "wc")
-_SFTP = (
-    "/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server",
-    "/usr/lib/ssh/sftp-server", "/usr/libexec/sftp-server",
-)  # fmt: skip
 
 _LOOK = """\
 for program; do command -v "$program" >/dev/null || echo "missing $program"; done
@@ -121,7 +116,7 @@ def _findings(engine: Engine, image: str, modules: imports.Imports) -> Iterator[
 
 
 def _script() -> str:
-    return _LOOK.replace("SFTP", " ".join(_SFTP))
+    return _LOOK.replace("SFTP", " ".join(paths.SFTP_SERVERS))
 
 
 def _tools(said: Sequence[str]) -> Iterator[Finding]:

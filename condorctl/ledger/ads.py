@@ -18,18 +18,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from condorctl.condor import cluster
-from condorctl.ledger import Job, JobState, Run, Stage, runfile
+from condorctl.condor.codes import OVER, JobStatus, JobUniverse
+from condorctl.ledger import Job, JobState, Run, Stage, job_states, runfile
 from condorctl.submit import drafts
 
 Ad = dict[str, Any]
 
-# Jobs that the schedd starts itself, DAGMan above all.
-SCHEDULER_UNIVERSE = 7
-# JobStatus: HTCondor manual, "Job ClassAd Attributes"; 6 is the sending of output.
-IDLE, _RUNNING, _REMOVED, _COMPLETED, _HELD = 1, 2, 3, 4, 5
-_OVER = (_REMOVED, _COMPLETED)
-_STATES = {1: "idle", 2: "running", 3: "removed", 5: "held", 6: "running", 7: "suspended"}
-_ENDED = {"completed", "failed", "removed"}
 # Of several jobs that have not all ended, the first of these is the state of their run.
 _GOING = ("running", "suspended", "disconnected", "idle", "held", "unknown")
 # As long as that a job that has just ended may be on its way from the queue into the history.
@@ -86,7 +80,7 @@ def wanted(session: Session, run: Run) -> Wanted | None:
     if run.kind == "jobs" and run.finished:
         return None
     going = select(Job.cluster, Job.proc, Job.state).join(Stage)
-    going = going.where(Stage.run_id == run.id, Job.state.not_in(_ENDED))
+    going = going.where(Stage.run_id == run.id, Job.state.not_in(job_states.ENDED))
     left = list(session.execute(going))
     jobs = frozenset((number, proc) for number, proc, _ in left)
     known = frozenset((number, proc) for number, proc, state in left if state != "unknown")
@@ -196,7 +190,10 @@ def _sort(runs: Sequence[Wanted], past: list[Ad], told: Told) -> None:
 def apply(session: Session, run: Run, told: Told) -> Iterator[tuple[Job, Ad]]:
     """Enter what was told of the jobs of `run`; yields those in the queue that have not ended."""
     if own := told.present.get(run.id):
-        state = _STATES.get(own.get("JobStatus", 0), "idle")
+        status = own.get("JobStatus", 0)
+        # How it ended, its log or the history will tell.
+        ended = status == JobStatus.COMPLETED
+        state = "idle" if ended else job_states.OF_STATUS.get(status, "idle")
         since = float(own.get("EnteredCurrentStatus", told.time))
         # No log has told that its DAGMan was held, nor will one.
         unheard = state == "held" and told.time - since >= _SETTLED_S
@@ -232,7 +229,7 @@ def apply(session: Session, run: Run, told: Told) -> Iterator[tuple[Job, Ad]]:
     for key in gone - seen:
         job = jobs.get(key)
         last = job.states[-1].time if job and job.states else job.submitted if job else 0.0
-        if job and job.state not in _ENDED and last < told.time - _UNDER_WAY_S:
+        if job and job.state not in job_states.ENDED and last < told.time - _UNDER_WAY_S:
             _vanish(job, run.seen or job.submitted)
 
 
@@ -246,17 +243,18 @@ def _mend(
     ended = []
     for ad in past:
         job = jobs.get((ad["ClusterId"], ad["ProcId"]))
-        if job is not None and job.state not in _ENDED and ad["JobStatus"] in _OVER:
+        if job is not None and job.state not in job_states.ENDED and ad["JobStatus"] in OVER:
             _enter_state(job, ad)
             ended.append(job)
     for ad in live:
         job = jobs.get((ad["ClusterId"], ad["ProcId"]))
-        since = float(ad.get("EnteredCurrentStatus", told.time))
-        if job is None or job.state in _ENDED or told.time - since < _SETTLED_S:
+        status, since = ad["JobStatus"], float(ad.get("EnteredCurrentStatus", told.time))
+        if job is None or job.state in job_states.ENDED or told.time - since < _SETTLED_S:
             continue
-        if ad["JobStatus"] in (IDLE, _HELD) and _STATES[ad["JobStatus"]] != job.state:
+        stands = status in (JobStatus.IDLE, JobStatus.HELD)
+        if stands and job_states.OF_STATUS[status] != job.state:
             _enter_state(job, ad)
-        elif ad["JobStatus"] == _RUNNING and job.state == "idle":
+        elif status == JobStatus.RUNNING and job.state == "idle":
             # To the queue a job runs while its files are still on their way, which is no start yet.
             began = float(ad.get("JobCurrentStartExecutingDate", 0))
             if job.states[-1].time <= began <= told.time - _SETTLED_S:
@@ -333,10 +331,10 @@ def enter(job: Job, ad: Ad, kind: str) -> None:
     job.spooled = bool(ad.get("StageInFinish"))
     job.cpus = ad.get("CpusProvisioned", job.cpus)
     job.gpus = ad.get("GPUsProvisioned", job.gpus)
-    if ad.get("JobUniverse") == SCHEDULER_UNIVERSE:
+    if ad.get("JobUniverse") == JobUniverse.SCHEDULER:
         # The DAGMan of a sub-DAG: it runs beside the schedd, in nobody's slot.
         job.cpus = job.gpus = 0
-    ended = ad["JobStatus"] in (_REMOVED, _COMPLETED)
+    ended = ad["JobStatus"] in OVER
     if job.state == "unknown" or (kind == "jobs" and (ended or not has_log(job))):
         _enter_state(job, ad)
 
@@ -355,7 +353,7 @@ def _file(ad: Ad, name: str) -> str | None:
 
 
 def _enter_state(job: Job, ad: Ad) -> None:
-    if job.state in _ENDED:
+    if job.state in job_states.ENDED:
         return
     number, since = ad["JobStatus"], float(ad.get("EnteredCurrentStatus", job.submitted))
     started = ad.get("JobCurrentStartDate")
@@ -363,21 +361,21 @@ def _enter_state(job: Job, ad: Ad) -> None:
         host = str(ad.get("RemoteHost") or ad.get("LastRemoteHost") or "")
         job.host, job.started, job.starts = host, float(started), ad["NumJobStarts"]
         _change(job, "running", float(started), host)
-    if number == _COMPLETED:
+    if number == JobStatus.COMPLETED:
         by_signal = bool(ad.get("ExitBySignal"))
         job.signal = ad.get("ExitSignal", 0) if by_signal else None
         job.exit_code = None if by_signal else ad.get("ExitCode")
         ended = f"signal {job.signal}" if by_signal else f"exit code {job.exit_code}"
         _change(job, "completed" if job.exit_code == 0 else "failed", since, ended)
-    elif number == _HELD:
+    elif number == JobStatus.HELD:
         job.hold_code = ad.get("HoldReasonCode", 0)
         job.hold_subcode = ad.get("HoldReasonSubCode", 0)
         job.hold_reason = str(ad.get("HoldReason", ""))
         _change(job, "held", since, job.hold_reason)
     else:
-        state = _STATES.get(number, "idle")
+        state = job_states.OF_STATUS.get(number, "idle")
         _change(job, state, since, str(ad.get("RemoveReason", "")) if state == "removed" else "")
-    if job.state in _ENDED:
+    if job.state in job_states.ENDED:
         job.finished = since
         runfile.learnt(job)
 
@@ -404,8 +402,8 @@ def lost(run: Run, told: Told, before: float) -> bool:
     if run.finished or run.id not in told.gone:
         return False
     ad = told.gone[run.id]
-    if ad and ad.get("JobStatus") in (_REMOVED, _COMPLETED):
-        removed = ad["JobStatus"] == _REMOVED
+    if ad and ad.get("JobStatus") in OVER:
+        removed = ad["JobStatus"] == JobStatus.REMOVED
         run.exit_code = None if removed else ad.get("ExitCode")
         run.state = "removed" if removed else ("done" if run.exit_code == 0 else "failed")
         run.finished = float(ad.get("EnteredCurrentStatus", told.time))
@@ -420,7 +418,7 @@ def lost(run: Run, told: Told, before: float) -> bool:
     )
     for stage in run.stages:
         for job in stage.jobs:
-            if job.state not in _ENDED:
+            if job.state not in job_states.ENDED:
                 _vanish(job, before)
     return False
 

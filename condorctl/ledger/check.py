@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 
 from condorctl import paths
 from condorctl.condor import cluster
-from condorctl.ledger import Base, Job, Ledger, Run, Stage, events, runfile
+from condorctl.condor.codes import OVER, JobStatus
+from condorctl.ledger import Base, Job, Ledger, Run, Stage, events, job_states, runfile
 from condorctl.submit import drafts
 
 Ad = dict[str, Any]
@@ -27,12 +28,8 @@ Key = tuple[int, int]
 
 # Seconds by which a log and an ad may tell the same moment differently.
 _SAME_S = 5.0
-_REMOVED, _COMPLETED, _SENDS = 3, 4, 6
-_LEAVING = (_REMOVED, _COMPLETED)
-_STATES = {1: "idle", 2: "running", 5: "held", _SENDS: "running", 7: "suspended"}
 # To the schedd a job whose submit machine was away is running all the time.
 _ALIKE = {"disconnected": "running"}
-_ENDED = {"completed", "failed", "removed"}
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ class _Told:
                     text = f"{where} is {job.state}, but neither queue nor history knows it"
                     yield Difference("unknown", run.name, job.number, text, _mend(run))
                 continue
-            if (job.cluster, job.proc) in self._live and ad.get("JobStatus") in _LEAVING:
+            if (job.cluster, job.proc) in self._live and ad.get("JobStatus") in OVER:
                 # Its node has not answered yet.
                 continue
             for text in _differences(job, ad):
@@ -152,7 +149,7 @@ class _Told:
             return
         key = (run.cluster, 0)
         live, past = self._live.get(key), self._past.get(key)
-        if run.finished and live and live.get("JobStatus") not in (_REMOVED, _COMPLETED):
+        if run.finished and live and live.get("JobStatus") not in OVER:
             text = f"{run.name} is {run.state}, but its DAG job {run.cluster}.0 is in the queue"
             yield Difference("run", run.name, f"{run.cluster}.0", text, _mend(run))
         if not run.finished and past and not live:
@@ -163,7 +160,7 @@ class _Told:
 def _differences(job: Job, ad: Ad) -> Iterator[str]:
     """What the ad says otherwise."""
     status = ad.get("JobStatus", 0)
-    if status == _COMPLETED:
+    if status == JobStatus.COMPLETED:
         code = None if ad.get("ExitBySignal") else ad.get("ExitCode")
         signal = ad.get("ExitSignal") if ad.get("ExitBySignal") else None
         if job.state not in ("completed", "failed"):
@@ -175,17 +172,17 @@ def _differences(job: Job, ad: Ad) -> Iterator[str]:
         if (job.exit_code, job.signal) != (code, signal) and not translated:
             ours = _end(job.exit_code, job.signal)
             yield f"ended with {ours}; HTCondor says {_end(code, signal)}"
-    elif status == _REMOVED:
-        if job.state not in _ENDED:
+    elif status == JobStatus.REMOVED:
+        if job.state not in job_states.ENDED:
             yield f"is {job.state}; HTCondor says that it was removed"
             return
     else:
-        told = _STATES.get(status)
+        told = job_states.OF_STATUS.get(status)
         if told and told != _ALIKE.get(job.state, job.state):
             yield f"is {job.state}; HTCondor says {told}"
         return
     ended = float(ad.get("CompletionDate") or ad.get("EnteredCurrentStatus") or 0)
-    if status == _REMOVED and job.finished:
+    if status == JobStatus.REMOVED and job.finished:
         # It is gone when its node has answered, which may be long after it was told to go.
         ended = max(ended, job.finished)
     if job.finished and ended and abs(job.finished - ended) > _SAME_S:

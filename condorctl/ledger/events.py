@@ -21,14 +21,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from condorctl.condor import cluster, dagman
+from condorctl.condor.codes import JobEvent
 from condorctl.ledger import Job, Ledger, LogPosition, Run, Stage, ads, leavings, runfile, sharing
 from condorctl.ledger.database import MOST_AT_ONCE
 from condorctl.ledger.job_events import (
-    ABORTED,
-    HELD,
     STATES,
-    SUBMIT,
-    TERMINATED,
     Event,
     Heard,
     Reading,
@@ -360,7 +357,7 @@ def _new_events(
         return
     start = before = position.offset
     for event in cluster.read_events(path, position):
-        if until_end and event["EventTypeNumber"] in (TERMINATED, ABORTED):
+        if until_end and event["EventTypeNumber"] in (JobEvent.TERMINATED, JobEvent.ABORTED):
             position.offset = before
             return
         before = position.offset
@@ -371,7 +368,7 @@ def _new_events(
 
 def _apply_to_run(session: Session, run: Run, event: Event) -> None:
     kind, when = event["EventTypeNumber"], time_of(event)
-    if kind == SUBMIT:
+    if kind == JobEvent.SUBMIT:
         number = int(event["Cluster"])
         if run.kind == "dag" and run.cluster not in (None, number):
             if number in run.earlier:
@@ -380,18 +377,18 @@ def _apply_to_run(session: Session, run: Run, event: Event) -> None:
         run.cluster = number
     elif run.kind == "dag" and run.cluster != int(event["Cluster"]):
         return
-    if kind == TERMINATED:
+    if kind == JobEvent.TERMINATED:
         code = event.get("ReturnValue")
         run.exit_code = None if code is None else int(code)
         run.state = "done" if code == 0 else "failed"
         run.finished = when
     elif kind in STATES:
         run.state = STATES[kind]
-        run.finished = when if kind == ABORTED else None
+        run.finished = when if kind == JobEvent.ABORTED else None
     if run.kind != "pipeline":
         run.unkept += 1
-    if kind in STATES or kind == TERMINATED:
-        run.problem = str(event.get("HoldReason", "")) if kind == HELD else None
+    if kind in STATES or kind == JobEvent.TERMINATED:
+        run.problem = str(event.get("HoldReason", "")) if kind == JobEvent.HELD else None
 
 
 def _begin_again(session: Session, run: Run, number: int, when: float) -> None:

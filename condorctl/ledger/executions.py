@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from condorctl.ledger import Job
+from condorctl.ledger import Job, job_states
 
-_LEFT = {"idle", "held", "completed", "failed", "removed", "unknown"}
 _AWAY = {"suspended", "disconnected"}
 # A job that is put on hold while it runs is logged as evicted first.
 _AT_ONCE_S = 5.0
@@ -56,7 +55,7 @@ def of(job: Job, now: float) -> list[Execution]:
     for entered in job.states:
         if current and state == "suspended" and entered.time > since:
             current.suspended.append((since, entered.time))
-        if current and entered.state in _LEFT:
+        if current and entered.state not in job_states.ON_NODE:
             # Nobody knows how long a job lived on a machine that never answered again.
             lost = state == "disconnected" and entered.state == "idle"
             _end(current, since if lost else entered.time, "lost" if lost else entered.state)

@@ -15,26 +15,21 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session, selectinload
 
 from condorctl.condor import cluster
-from condorctl.ledger import Job, JobState, Run, Stage, ads, gpus, leavings, runfile
+from condorctl.condor.codes import JobEvent
+from condorctl.ledger import Job, JobState, Run, Stage, ads, gpus, job_states, leavings, runfile
 
-# Event types, by the numbers that stand in the log.
-SUBMIT, EXECUTE, EVICTED, TERMINATED, ABORTED = 0, 1, 4, 5, 9
-SUSPENDED, UNSUSPENDED, HELD, RELEASED = 10, 11, 12, 13
-POST_ENDED, PRE_SKIP = 16, 34
-DISCONNECTED, RECONNECTED, RECONNECT_FAILED = 22, 23, 24
-
-STATES = {
-    SUBMIT: "idle",
-    EXECUTE: "running",
-    EVICTED: "idle",
-    ABORTED: "removed",
-    SUSPENDED: "suspended",
-    UNSUSPENDED: "running",
-    HELD: "held",
-    RELEASED: "idle",
-    DISCONNECTED: "disconnected",
-    RECONNECTED: "running",
-    RECONNECT_FAILED: "idle",
+STATES: dict[int, str] = {
+    JobEvent.SUBMIT: "idle",
+    JobEvent.EXECUTE: "running",
+    JobEvent.EVICTED: "idle",
+    JobEvent.ABORTED: "removed",
+    JobEvent.SUSPENDED: "suspended",
+    JobEvent.UNSUSPENDED: "running",
+    JobEvent.HELD: "held",
+    JobEvent.RELEASED: "idle",
+    JobEvent.DISCONNECTED: "disconnected",
+    JobEvent.RECONNECTED: "running",
+    JobEvent.RECONNECT_FAILED: "idle",
 }
 
 # What a stage's submit file calls the log of its jobs.
@@ -148,46 +143,46 @@ class Reading:
 def apply_to_job(reading: Reading, event: Event) -> None:
     kind, when = event["EventTypeNumber"], time_of(event)
     number, proc = int(event["Cluster"]), int(event.get("Proc", 0))
-    if kind in (POST_ENDED, PRE_SKIP) or number == _NO_CLUSTER:
+    if kind in (JobEvent.POST_SCRIPT_TERMINATED, JobEvent.PRE_SKIP) or number == _NO_CLUSTER:
         _apply_to_node(reading, event)
         return
-    if kind != TERMINATED and kind not in STATES:
+    if kind != JobEvent.TERMINATED and kind not in STATES:
         return
     job = reading.job(number, proc)
-    if job is None and kind == SUBMIT:
+    if job is None and kind == JobEvent.SUBMIT:
         job = _submitted(reading, event, number, proc, when)
     if job is None and reading.run.kind == "pipeline":
         job = _unannounced(reading, number, proc, when)
     if job is None:
         return
     state, detail = STATES.get(kind, ""), ""
-    if kind == TERMINATED:
+    if kind == JobEvent.TERMINATED:
         normal = bool(event.get("TerminatedNormally"))
         code = int(event["ReturnValue"]) if normal else None
         signal = None if normal else int(event.get("TerminatedBySignal", 0))
         state = "completed" if code == 0 else "failed"
         detail = f"exit code {code}" if normal else f"signal {signal}"
-    elif kind == EXECUTE:
+    elif kind == JobEvent.EXECUTE:
         detail = _host(event)
-    elif kind in {HELD, ABORTED, EVICTED}:
+    elif kind in {JobEvent.HELD, JobEvent.ABORTED, JobEvent.EVICTED}:
         detail = str(event.get("HoldReason") or event.get("Reason") or "")
     if any(old.state == state and old.time == when and old.detail == detail for old in job.states):
         return
     job.states.append(JobState(state=state, time=when, detail=detail))
     job.state = state
-    if kind == EXECUTE:
+    if kind == JobEvent.EXECUTE:
         job.host, job.started, job.starts = detail, when, job.starts + 1
         slot = event.get("ExecuteProps") or {}
         _read_slot(job, slot)
         job.machine = {"gpus": devices} if (devices := gpus.given(slot)) else {}
-    if kind == TERMINATED:
+    if kind == JobEvent.TERMINATED:
         job.exit_code, job.signal = code, signal
         _read_slot(job, event)
         _read_usage(job, event)
         reading.ended[job] = None
-    if state in {"completed", "failed", "removed"}:
+    if state in job_states.ENDED:
         job.finished = when
-    if kind == HELD:
+    if kind == JobEvent.HELD:
         job.hold_code = int(event.get("HoldReasonCode", 0))
         job.hold_subcode = int(event.get("HoldReasonSubCode", 0))
         job.hold_reason = detail
@@ -232,10 +227,10 @@ def _apply_to_node(reading: Reading, event: Event) -> None:
     if stage is None:
         return
     reading.without_job[number] = stage
-    if kind == POST_ENDED:
+    if kind == JobEvent.POST_SCRIPT_TERMINATED:
         good = bool(event.get("TerminatedNormally")) and event.get("ReturnValue") == 0
         stage.outcome = "done" if good else "failed"
-    elif kind in (PRE_SKIP, SUBMIT):
+    elif kind in (JobEvent.PRE_SKIP, JobEvent.SUBMIT):
         # What stands in for a job of a NOOP node succeeds at once.
         stage.outcome = "done"
 

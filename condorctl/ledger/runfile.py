@@ -45,15 +45,13 @@ from condorctl.ledger import (
     Run,
     Stage,
 )
-from condorctl.ledger.database import as_json
+from condorctl.ledger.database import MOST_AT_ONCE, as_json
 
 Json = dict[str, Any]
 
 FILE = "run.json"
 _FORMAT = 1
 _MOST_BYTES = 1 << 30
-# Jobs that one query asks for.
-_AT_ONCE = 5000
 # The record of a run whose jobs end all the time is not written each time.
 _INTERVAL_S = 60
 _PLAIN = re.compile(r"[^\s/\x00-\x1f]{1,200}")
@@ -104,10 +102,10 @@ def _jobs(session: Session, run: Run, whole: bool) -> dict[int, list[Json]]:
         by_number[job.id] = {**_values(job, _OURS), **{part: [] for part in PARTS}}
         by_stage.setdefault(job.stage_id, []).append(by_number[job.id])
     numbers = list(by_number)
-    for start in range(0, len(numbers), _AT_ONCE):
+    for start in range(0, len(numbers), MOST_AT_ONCE):
         for part, table in PARTS.items():
             column = sa.inspect(table).columns
-            rows = select(table).where(column.job_id.in_(numbers[start : start + _AT_ONCE]))
+            rows = select(table).where(column.job_id.in_(numbers[start : start + MOST_AT_ONCE]))
             for row in session.scalars(rows.order_by(column.id)):
                 by_number[getattr(row, "job_id")][part].append(_values(row, _OURS))  # noqa: B009
     return by_stage

@@ -21,6 +21,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from condorctl.condor import cluster, dagman
+from condorctl.condor.codes import JobEvent, JobStatus, JobUniverse
 from condorctl.errors import UserError
 from condorctl.ledger import (
     Job,
@@ -178,7 +179,7 @@ def _adopt_cluster(
             one = ads.add(run.stages[0], ad)
             if _logged(ad):
                 one.states.clear()
-                ad = {**ad, "JobStatus": ads.IDLE}
+                ad = {**ad, "JobStatus": JobStatus.IDLE}
             ads.enter(one, ad, "jobs")
         session.flush()
         ads.conclude(session, run)
@@ -233,7 +234,7 @@ def _submissions(dag: Path) -> list[tuple[int, float]]:
     return [
         (int(one["Cluster"]), job_events.time_of(one))
         for one in told
-        if one[kind] == job_events.SUBMIT
+        if one[kind] == JobEvent.SUBMIT
     ]
 
 
@@ -318,7 +319,7 @@ def _ads(number: int) -> list[Ad]:
 
 
 def _is_dagman(ad: Ad) -> bool:
-    universe = ad.get("JobUniverse") == ads.SCHEDULER_UNIVERSE
+    universe = ad.get("JobUniverse") == JobUniverse.SCHEDULER
     return universe and str(ad.get("UserLog", "")).endswith(_LOG)
 
 

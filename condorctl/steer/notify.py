@@ -25,7 +25,6 @@ from condorctl.pool import elsewhere
 
 Json = dict[str, Any]
 
-EVENTS = ("done", "failed", "held")
 # A node name that no stage can have: stages begin with a letter.
 _NODE = "_end"
 _SCRIPT = "notify.sh"
@@ -99,8 +98,8 @@ def attach(dag: Path, run: str) -> None:
 def send(view: Json, event: str, results: str = "") -> Json:
     """Send what `view`, a run as `status.describe` gives it, has become.
 
-    `event` is one of `EVENTS`; `results` is text to go below. Returns the event, the title, and
-    how many addresses it went to. Raises UserError when a message cannot be sent.
+    `event` is "done", "failed" or "held"; `results` is text to go below. Returns the event, the
+    title, and how many addresses it went to. Raises UserError when a message cannot be sent.
     """
     from condorctl.view import status
 

@@ -10,8 +10,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from condorctl.condor import cluster
+from condorctl.condor.codes import JobStatus
 from condorctl.errors import UserError
-from condorctl.ledger import Job, Ledger, Run, events, find
+from condorctl.ledger import Job, Ledger, Run, events, find, job_states
 from condorctl.steer import resume
 
 Json = dict[str, Any]
@@ -19,7 +20,6 @@ Json = dict[str, Any]
 # DAGMan removes its jobs and writes its rescue file before it goes.
 _CANCEL_S = 60.0
 _INTERVAL_S = 0.5
-_ENDED = {"completed", "failed", "removed"}
 
 
 def cancel(ledger: Ledger, name: str | None) -> Json:
@@ -86,12 +86,12 @@ def _act(ledger: Ledger, action: str, word: str) -> Json:
         else:
             what = f"{found.stage.run.name}/{found.stage.name} ({found.number})"
             wanted = f"ClusterId == {found.cluster} && ProcId == {found.proc}"
-            ended = found.state in _ENDED
+            ended = found.state in job_states.ENDED
         if ended:
             raise UserError(f"{what} has ended ({found.state}): nothing to {action}", 1)
     # Released is only what is held; and what is held already is no error.
     if action == "release":
-        wanted = f"({wanted}) && JobStatus == 5"
+        wanted = f"({wanted}) && JobStatus == {JobStatus.HELD}"
     done, already = cluster.act(action, wanted, _reason(action))
     if done + already == 0:
         raise UserError(f"{what}: nothing of it in the queue to {action}", 1)

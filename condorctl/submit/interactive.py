@@ -21,6 +21,7 @@ from pathlib import Path
 
 from condorctl import paths, secrets
 from condorctl.condor import cluster, submit_language
+from condorctl.condor.codes import JobStatus
 from condorctl.errors import UserError, suggest
 from condorctl.files import session
 from condorctl.job.folder import FOLDER as CHECKPOINTS
@@ -36,7 +37,6 @@ _SLOT_S = 600.0
 _ENTER_S = 60.0
 _GONE_S = 20.0
 _SUBMIT_S = 120.0
-_RUNNING, _HELD = 2, 5
 
 # HTCondor ends an interactive job with its session. One that nobody comes to ends by itself; that
 # folder is there while there is a session.
@@ -193,9 +193,9 @@ def _wait_for_slot(number: str) -> None:
     while True:
         ad, queued = _state(number)
         status = ad.get("JobStatus")
-        if status == _RUNNING:
+        if status == JobStatus.RUNNING:
             return
-        if status == _HELD:
+        if status == JobStatus.HELD:
             raise UserError(f"job {number} is held: {ad.get('HoldReason')}", 1)
         if not queued:
             raise UserError(f"job {number} was removed before it started", 1)

@@ -22,6 +22,7 @@ from typing import Any
 from sqlalchemy import select
 
 from condorctl.condor import cluster, submit_language
+from condorctl.condor.codes import OVER, JobEvent, JobStatus
 from condorctl.errors import UserError
 from condorctl.ledger import Ledger, LogPosition, Run, runfile, sharing
 from condorctl.submit import content
@@ -33,12 +34,13 @@ _STAGING = ".spooled"
 _INTERVAL_S = 4.0
 # Finished DAGs wait that long for somebody to bring back what they left.
 _KEEP_S = 30 * 86400
-_LEAVE_IN_QUEUE = f"(JobStatus == 4 || JobStatus == 3) && time() - EnteredCurrentStatus < {_KEEP_S}"
+_LEAVE_IN_QUEUE = (
+    f"(JobStatus == {JobStatus.COMPLETED} || JobStatus == {JobStatus.REMOVED})"
+    f" && time() - EnteredCurrentStatus < {_KEEP_S}"
+)
 # In a rendered submit file: the line, and a path on it that `places` gave.
 _INPUTS = re.compile(r"^[ \t]*transfer_input_files[ \t]*=.*$", re.IGNORECASE | re.MULTILINE)
 _INPUT = re.compile(r"([=,]\s*)(inputs/x?\d+)(?=/)")
-_REMOVED, _COMPLETED = 3, 4
-_SUBMIT_EVENT = 0
 # Whole only when DAGMan has ended, as is its rescue file, which it writes when it fails.
 _LAST = ("dagman.out", "lib.out", "lib.err", "metrics")
 
@@ -188,7 +190,7 @@ def _bring(run: _Spooled) -> bool:
         ads = schedd.query(constraint=f"ClusterId == {run.number}", projection=["JobStatus"])
         if not ads:
             return False
-        ended = ads[0]["JobStatus"] in (_REMOVED, _COMPLETED)
+        ended = ads[0]["JobStatus"] in OVER
         logs = [run.log("nodes.log"), run.log("dagman.log")]
         _retrieve(schedd, job, logs)
         if stages := _touched(run):
@@ -220,7 +222,7 @@ def _touched(run: _Spooled) -> list[str]:
     stages = set()
     for event in cluster.read_events(run.staging / run.log("nodes.log"), position):
         number = int(event["Cluster"])
-        if event["EventTypeNumber"] == _SUBMIT_EVENT:
+        if event["EventTypeNumber"] == JobEvent.SUBMIT:
             nodes[number] = cluster.node_name(event) or ""
         elif position.offset > known:
             stages.add(nodes.get(number, ""))

@@ -44,9 +44,8 @@ def submit(
     """Submit the pipeline `name` with its parameters set, without the stages that need not run.
 
     `wish` says which those are: by default all that have not changed. `tell` gets a line before
-    what takes long. Raises UserError when the
-    spec, a template or a file is wrong, or the schedd does not answer; then there is neither a
-    folder nor an entry of the run.
+    what takes long. Raises UserError when the spec, a template or a file is wrong, or the schedd
+    does not answer; then there is neither a folder nor an entry of the run.
     """
     file = paths.spec(name)
     pipeline = reader.load(file, settings, site)

@@ -16,12 +16,9 @@ from typing import Any
 from condorctl.condor import cluster, evicted
 from condorctl.errors import UserError
 from condorctl.job.folder import FOLDER, Folder
-from condorctl.ledger import Job, Ledger, Stage, events, find, sharing
+from condorctl.ledger import Job, Ledger, Stage, events, find, job_states, sharing
 
 Json = dict[str, Any]
-
-_RUNNING = {"running", "suspended", "disconnected"}
-_LEFT = {"idle", "held", "disconnected"}
 
 
 @dataclass
@@ -65,7 +62,7 @@ def _known(stage: Stage, ours: bool) -> _Known:
             if place := _place(job, told.path, told.place):
                 known.told.append((row, place))
     if ours:
-        left = [job for job in stage.current if job.starts and job.state in _LEFT]
+        left = [job for job in stage.current if job.starts and job.state in job_states.OUT_OF_REACH]
         known.left = [(job.schedd, job.number) for job in left]
     return known
 
@@ -74,7 +71,7 @@ def _place(job: Job, path: str, place: str | None) -> str | None:
     """Where the file is that the job told of; None when it is nowhere any more."""
     if place is None:
         return None
-    if job.state in _RUNNING:
+    if job.state in job_states.ON_NODE:
         return f"sandbox on {job.host}"
     # What it goes on from is looked for by itself.
     return None if path.startswith(f"{FOLDER}/") or not Path(place).is_file() else "run folder"

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from condorctl.ledger import gpus
+from condorctl.view.cost import KINDS
 from condorctl.view.screen import COLOURS, plain_grid, text
 from condorctl.view.status import age, duration, size
 
@@ -114,8 +115,7 @@ def costs(found: Json) -> list[RenderableType]:
 
 def _cost_grid(first: str, rows: Sequence[tuple[str, Json]]) -> Table:
     with_gpus = any(row["gpu_h"]["total"] or row["saved"]["gpu_h"] for _, row in rows)
-    kinds = ["useful", "repeated", "wasted", "open", "suspended"]
-    kinds = [k for k in kinds if k == "useful" or any(
+    kinds = [k for k in KINDS if k == "useful" or any(
         row[unit][k] for _, row in rows for unit in ("cpu_h", "gpu_h"))]  # fmt: skip
     units = [("cpu_h", "CPU h"), ("gpu_h", "GPU h")] if with_gpus else [("cpu_h", "CPU h")]
     grid = plain_grid()

@@ -11,16 +11,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
 from condorctl.condor import cluster
-from condorctl.ledger import Job, Run, Stage, find
+from condorctl.condor.codes import JobUniverse
+from condorctl.ledger import Job, Run, Stage, find, job_states
 from condorctl.view import cost, status, sweeps
 
 Json = dict[str, Any]
 
-# JobStatus: HTCondor manual, "Job ClassAd Attributes".
-_JOB_STATUS = {
-    1: "idle", 2: "running", 3: "removed", 4: "completed", 5: "held", 6: "running", 7: "suspended",
-}  # fmt: skip
-_SCHEDULER_UNIVERSE = 7
 # Groups of a sweep's stages that still fit on a screen.
 _MOST_GROUPS = 20
 
@@ -44,12 +40,7 @@ def _run(run: Run, unreachable: str | None) -> Json:
     states = status.stage_states(run)
     current = [job for stage in run.stages if not stage.source for job in stage.current]
     return {
-        "run": run.name,
-        "kind": run.kind,
-        "pipeline": run.pipeline,
-        "owner": run.owner,
-        "schedd": run.schedd,
-        "state": run.state,
+        **status.heading(run),
         "submitted": run.submitted,
         "finished": run.finished,
         "age_s": round(max(0.0, now - run.submitted), 1),
@@ -127,7 +118,7 @@ def users(session: Session) -> Json:
     """
     schedd, ads = cluster.schedd_name(), cluster.queue()
     known = _known(session, schedd)
-    dags = {ad["ClusterId"] for ad in ads if ad.get("JobUniverse") == _SCHEDULER_UNIVERSE}
+    dags = {ad["ClusterId"] for ad in ads if ad.get("JobUniverse") == JobUniverse.SCHEDULER}
     members: dict[tuple[Any, ...], list[Json]] = defaultdict(list)
     for ad in ads:
         dag = ad["ClusterId"] if ad["ClusterId"] in dags else _dag_of(ad, dags)
@@ -188,7 +179,7 @@ def _known(session: Session, schedd: str) -> dict[int, str]:
 
 
 def _state(ad: Json) -> str:
-    return _JOB_STATUS.get(ad.get("JobStatus", 0), "idle")
+    return job_states.OF_STATUS.get(ad.get("JobStatus", 0), "idle")
 
 
 def _count(value: object) -> int:

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from condorctl.errors import printable
+from condorctl.ledger import job_states
 from condorctl.view import sweeps
 from condorctl.view.status import age, duration, size, troubles
 
@@ -174,7 +175,7 @@ def _bar_grid(stages: Sequence[Json], bar: int, metrics: int, host: bool) -> Tab
         )  # fmt: skip
     now = time.time()
     for stage in stages:
-        there = stage["state"] in {"running", "suspended", "disconnected"}
+        there = stage["state"] in job_states.ON_NODE
         pace, left, sign = stage["s_per_epoch"], stage["eta_s"], stage["last_sign"]
         cells: list[RenderableType] = [
             text(stage["stage"]),

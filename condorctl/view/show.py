@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from condorctl.errors import printable
 from condorctl.ledger import Stage, find, gpus
 from condorctl.view.compare import section
-from condorctl.view.status import size
+from condorctl.view.status import reused_from, size
 
 Json = dict[str, Any]
 
@@ -46,7 +46,7 @@ def _stage(stage: Stage, why: str | None) -> Json:
         "stage": stage.name,
         "command": stage.command,
         "why": why,
-        "reused_from": f"{origin.run.name}/{origin.name}" if origin is not stage else None,
+        "reused_from": reused_from(stage),
         "job": job.id_text if job else None,
         "exit_code": job.exit_code if job else None,
         "machine": job.machine if job else {},

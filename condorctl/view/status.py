@@ -33,7 +33,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import object_session, selectinload
 
 from condorctl.explain import holds
-from condorctl.ledger import Checkpoint, Job, Run, Stage, progress
+from condorctl.ledger import Checkpoint, Job, Run, Stage, job_states, progress
 from condorctl.view import cost
 
 Json = dict[str, Any]
@@ -44,7 +44,6 @@ _EXIT_CODES = {
     126: "the command cannot be executed",
     127: "the command was not found",
 }
-_OPEN = {"idle", "running", "held", "suspended", "disconnected"}
 # Of several jobs, the first of these that one of them is in is the state of all.
 _STATES = (
     "held", "running", "disconnected", "suspended", "idle", "unknown", "failed", "removed",
@@ -71,12 +70,7 @@ def describe(run: Run, unreachable: str | None = None) -> Json:
     states = stage_states(run)
     stages = [_stage(stage, states[stage.name], known_until) for stage in run.stages]
     return {
-        "run": run.name,
-        "kind": run.kind,
-        "pipeline": run.pipeline,
-        "owner": run.owner,
-        "schedd": run.schedd,
-        "state": run.state,
+        **heading(run),
         "dag": _full_id(run.schedd, run.cluster) if run.cluster is not None else None,
         "earlier": [_full_id(run.schedd, number) for number in run.earlier],
         "folder": run.folder,
@@ -93,6 +87,18 @@ def describe(run: Run, unreachable: str | None = None) -> Json:
         "eta_s": _eta_of_all(stages),
         "cost": cost.of_run(run, known_until).as_json(),
         "stages": stages,
+    }
+
+
+def heading(run: Run) -> Json:
+    """What every listing says of a run first."""
+    return {
+        "run": run.name,
+        "kind": run.kind,
+        "pipeline": run.pipeline,
+        "owner": run.owner,
+        "schedd": run.schedd,
+        "state": run.state,
     }
 
 
@@ -195,7 +201,7 @@ def _stage_state(run: Run, stage: Stage, needs: Sequence[str]) -> str:
     if not run.finished and all(_ended_before(job, run.resumed) for job in jobs):
         jobs = []  # DAGMan will run it again
     state = min((job.state for job in jobs), key=_STATES.index, default=None)
-    if stage.outcome and state not in _OPEN:
+    if stage.outcome and state not in job_states.OPEN:
         return stage.outcome
     if state is None:
         if run.finished or any(need in {"failed", "removed", "not run"} for need in needs):
@@ -203,7 +209,7 @@ def _stage_state(run: Run, stage: Stage, needs: Sequence[str]) -> str:
         return "ready" if all(need == "done" for need in needs) else "waiting"
     if state == "completed":
         return "done"
-    if state in _OPEN or run.finished:
+    if state in job_states.OPEN or run.finished:
         return state
     final = any(job.exit_code in stage.final_exit_codes for job in jobs)
     attempts = {job.attempt for job in stage.jobs if not _ended_before(job, run.resumed)}
@@ -316,7 +322,7 @@ def _latest(etas: Iterable[float | None]) -> float | None:
 def _elapsed(job: Job, now: float) -> float | None:
     if job.started is None:
         return None
-    end = job.finished or (now if job.state in _OPEN - {"idle", "held"} else None)
+    end = job.finished or (now if job.state in job_states.ON_NODE else None)
     return round(max(0.0, end - job.started), 1) if end else None
 
 

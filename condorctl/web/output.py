@@ -10,7 +10,7 @@ from condorctl.errors import UserError
 from condorctl.files import locate, sandbox
 from condorctl.files.locate import Target
 from condorctl.files.receive import open_plain
-from condorctl.ledger import Ledger
+from condorctl.ledger import Ledger, job_states
 
 Json = dict[str, Any]
 Stream = Literal["out", "err"]
@@ -27,7 +27,7 @@ def tail(ledger: Ledger, job: str, stream: Stream, most: int, live: bool) -> Jso
     there is nothing. Raises UserError when there is no such job.
     """
     target = locate.targets(ledger, job)[0]
-    if target.state in {"running", "suspended"} and target.row is not None:
+    if target.state in job_states.REACHABLE and target.row is not None:
         return _running(target, stream, most, live)
     try:
         with open_plain(target.out if stream == "out" else target.err) as file:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from condorctl.ledger import Job, JobState, Run, Stage
-
-END_STATES = {"completed", "failed", "removed"}
+from condorctl.ledger import Job, JobState, Run, Stage, job_states
 
 
 def job(*states: tuple[str, float], cluster: int = 1, attempt: int = 1, **values: Any) -> Job:
     """A job that entered these states at these moments, in seconds."""
     running = [time for state, time in states if state == "running"]
-    ended = [time for state, time in states if state in END_STATES]
+    ended = [time for state, time in states if state in job_states.ENDED]
     known: dict[str, Any] = {
         "schedd": "s", "cluster": cluster, "proc": 0, "attempt": attempt, "state": states[-1][0],
         "submitted": states[0][1], "started": running[-1] if running else None,
