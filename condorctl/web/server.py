@@ -173,6 +173,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        # Whoever gets the address may come before the server does.
+        listening.listen()
     except OSError as error:
         listening.close()
         taken = error.errno == errno.EADDRINUSE
