@@ -67,13 +67,8 @@ def test_the_last_two_are_kept_and_the_newest_is_loaded() -> None:
     assert files == {*newest.names, *before.names}
 
 
-def killed_at(line: int, work: Callable[[], object]) -> bool:
-    """Whether `work`, in a process of its own, came to that line of `condorctl.job`'s sources.
-
-    There it dies of SIGKILL.
-    """
-    if pid := os.fork():
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+def traced(work: Callable[[], object], before: Callable[[int], None]) -> None:
+    """Do `work`; `before` gets the number of each line of `condorctl.job`'s sources on its way."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -82,15 +77,50 @@ def killed_at(line: int, work: Callable[[], object]) -> bool:
             return None
         if event == "line":
             count += 1
-            if count == line:
-                os.kill(os.getpid(), signal.SIGKILL)
+            before(count)
         return trace
 
+    sys.settrace(trace)
     try:
-        sys.settrace(trace)
         work()
     finally:
-        os._exit(0)
+        sys.settrace(None)
+
+
+def lines_with_another_disk(work: Callable[[], object]) -> tuple[list[int], int]:
+    """The lines of `work` before which the folder is not as it was before the last; their number.
+
+    A process that dies anywhere else leaves what it would have left at one of these.
+    """
+    found: list[int] = []
+    seen: dict[Path, bytes] | None = None
+    count = 0
+
+    def before(line: int) -> None:
+        nonlocal seen, count
+        here = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+        if here != seen:
+            found.append(line)
+        seen, count = here, line
+
+    traced(work, before)
+    return found, count
+
+
+def kill_at(line: int, work: Callable[[], object]) -> None:
+    """Do `work` in a process of its own, which dies of SIGKILL before that line."""
+
+    def before(count: int) -> None:
+        if count == line:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if not pid:
+        try:
+            traced(work, before)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
 def test_killed_at_any_line_of_a_save_the_old_one_or_the_new_one_is_whole(
@@ -106,15 +136,19 @@ def test_killed_at_any_line_of_a_save_the_old_one_or_the_new_one_is_whole(
         progress(epoch=number, epochs=10**6)
         keep(number, files=["best.pt"])
 
-    seen, line = set(), 1
-    while True:
-        line += 2
+    def two() -> None:
         shutil.rmtree("checkpoints", ignore_errors=True)
         Path("metrics.jsonl").unlink(missing_ok=True)
         leave(1)
         leave(2)
-        if not killed_at(line, lambda: leave(3)):
-            break
+
+    two()
+    lines, count = lines_with_another_disk(lambda: leave(3))
+    assert count > 200 and len(lines) > 10
+    seen = set()
+    for line in lines:
+        two()
+        kill_at(line, lambda: leave(3))
         state = load()
         assert state in ("state 2", "state 3"), line
         number = int(state.split()[1])
@@ -126,7 +160,6 @@ def test_killed_at_any_line_of_a_save_the_old_one_or_the_new_one_is_whole(
         files = {path.name for path in Path("checkpoints").iterdir()}
         named = [one.names for one in Folder(Path("checkpoints")).checkpoints()]
         assert len(named) == 2 and files == {name for names in named for name in names}
-    assert line > 200
     assert seen == {2, 3}
     assert "damaged" not in capfd.readouterr().err
 

@@ -175,9 +175,16 @@ def test_gpus_are_looked_at_while_a_command_runs(project: Path, tmp_path: Path) 
     )
     program.chmod(0o755)
     path = f"{tmp_path}:/usr/bin:/bin"
-    for devices, line in (("0,1,2", "3 50 300"), ("GPU-bbbb", "3 20 300"), ("1", "3 20 300")):
-        words = ["timeout", "3.9", "/bin/sh", str(STAGE.with_name("gpus.sh")), devices, "use"]
-        subprocess.run(words, env={"PATH": path})
-        assert Path("use").read_text() == f"{line}\n"
+    expected = {"0,1,2": "3 50 300", "GPU-bbbb": "3 20 300", "1": "3 20 300"}
+    watching = [
+        subprocess.Popen(
+            ["timeout", "3.9", "/bin/sh", str(STAGE.with_name("gpus.sh")), devices, devices],
+            env={"PATH": path},
+        )
+        for devices in expected
+    ]
+    for one, (devices, line) in zip(watching, expected.items(), strict=True):
+        one.wait()
+        assert Path(devices).read_text() == f"{line}\n"
     Path("_condorctl_job").write_text("condorctl-job 1\nexit 0\nuse 3 50 300\nfiles\n")
     assert record.load(Path("_condorctl_job")).use == {"gpu_busy": 0.5, "gpu_memory_mb": 300}

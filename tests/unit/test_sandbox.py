@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,17 @@ odd = st.sampled_from(
     [b"", b"0", b"-1", b"-2", b"\0", b"\0\0", b"..", b"\n", b"9" * 5000, b"0 - 0"]
 )
 listing = st.lists(name | odd | st.binary(max_size=20), max_size=8).map(b"\0".join)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_disk_is_waited_for() -> Iterator[None]:
+    """What is looked at is which names there are, not what outlives a power cut."""
+    memory = "/dev/shm"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        if os.access(memory, os.W_OK | os.X_OK):
+            patch.setattr(tempfile, "tempdir", memory)
+        yield
 
 
 @contextmanager
