@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from condorctl.errors import printable
 
+# Called with what is going on, how much of it is done, and how much there is (0: not known).
+Progress = Callable[[str, int, int], None]
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
@@ -28,7 +31,7 @@ def console() -> Console:
 
 
 @contextlib.contextmanager
-def progress(quiet: bool, bytes: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+def progress(quiet: bool, bytes: bool = True) -> Iterator[Progress]:
     """A bar on a terminal, of bytes or of things; elsewhere a line for each kind that begins."""
     if quiet or not sys.stderr.isatty():
         told: set[str] = set()
@@ -40,26 +43,26 @@ def progress(quiet: bool, bytes: bool = True) -> Iterator[Callable[[str, int, in
 
         yield tell
         return
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
 
-    count = DownloadColumn() if bytes else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), count)
-    bars = Progress(*columns, console=Console(stderr=True), transient=True)
+    count = bars.DownloadColumn() if bytes else bars.MofNCompleteColumn()
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), count)
+    shown = bars.Progress(*columns, console=Console(stderr=True), transient=True)
     tasks: dict[str, TaskID] = {}
 
     def draw(what: str, done: int, total: int) -> None:
         # Not before there is something to draw: the bars run a thread, and while root turns into
         # an ordinary user for the personal pool there may be only one.
-        bars.start()
+        shown.start()
         if what not in tasks:
-            tasks[what] = bars.add_task(what, total=None)
-        bars.update(tasks[what], completed=done, total=total or None)
+            tasks[what] = shown.add_task(what, total=None)
+        shown.update(tasks[what], completed=done, total=total or None)
 
     try:
         yield draw
     finally:
-        bars.stop()
+        shown.stop()
 
 
 def complain(lines: Iterable[str]) -> None:

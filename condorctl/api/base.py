@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from condorctl.errors import UserError
+from condorctl.terminal import Progress
 
 if TYPE_CHECKING:
     from condorctl.ledger import Ledger
 
+__all__ = ["Json", "Progress", "describe", "open_ledger", "silent"]
+
 Json = dict[str, Any]
-# Called with what is going on, how much of it is done, and how much there is (0: not known).
-Progress = Callable[[str, int, int], None]
 
 
 def silent(what: str, done: int, total: int) -> None:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from condorctl.explain.finding import OK, PROBLEM, WARNING, Finding
 from condorctl.pool import elsewhere
 from condorctl.pool.personal import PersonalPool
 from condorctl.spec import site as profiles
+from condorctl.terminal import Progress
 
 Json = dict[str, Any]
 
@@ -32,7 +33,7 @@ _DAY_S = 86400
 _OLD_TRIAL_DAYS = 30
 
 
-def examine(progress: Callable[[str, int, int], None], job_s: float | None = None) -> Json:
+def examine(progress: Progress, job_s: float | None = None) -> Json:
     """Look at everything; returns `ok` (no problem was found) and `checks`, a dictionary each.
 
     With `job_s`, a job tries a slot, too, for at most so many seconds.

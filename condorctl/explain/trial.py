@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from condorctl import pool
@@ -20,11 +20,12 @@ from condorctl.images import record
 from condorctl.spec import site as profiles
 from condorctl.spec.pipeline import Site
 from condorctl.submit import requests, universe
+from condorctl.terminal import Progress
 
 Json = dict[str, Any]
 
 
-def test(name: str | None, seconds: float, progress: Callable[[str, int, int], None]) -> Json:
+def test(name: str | None, seconds: float, progress: Progress) -> Json:
     """Try the site `name`, else the one that $CONDORCTL_SITE names, for at most `seconds`.
 
     Returns `site`, `file` (where it was written) and what the file holds. Raises UserError when

@@ -19,9 +19,10 @@ from sqlalchemy import select
 from condorctl.errors import UserError
 from condorctl.files import locate, patterns, receive, sandbox
 from condorctl.files.locate import Target
-from condorctl.files.receive import File, Progress, check_path
+from condorctl.files.receive import File, check_path
 from condorctl.files.sandbox import Deadline, Header, Want
 from condorctl.ledger import Fetched, Ledger, Run, events, find, job_states
+from condorctl.terminal import Progress
 
 _ATTEMPTS = 3
 # While a job is starting, or the queue does not know yet where it runs.

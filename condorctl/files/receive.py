@@ -11,16 +11,15 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from condorctl.errors import UserError
 from condorctl.files.sandbox import Broken, Changed, Deadline, Header, Refused, Want
+from condorctl.terminal import Progress
 
-# Called with a file's name, the bytes that have arrived and its size.
-Progress = Callable[[str, int, int], None]
 File = dict[str, Any]
 
 _CHUNK = 1 << 20

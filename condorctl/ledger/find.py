@@ -89,10 +89,12 @@ def jobs(session: Session, text: str) -> list[Job] | Run:
     """
     match = _JOB_ID.fullmatch(text.strip())
     found = job(session, text)
-    if isinstance(found, Run) or (match and match["proc"]):
-        return found if isinstance(found, Run) else [found]
+    if isinstance(found, Run):
+        return found
     if not match:
         return found.stage.current
+    if match["proc"]:
+        return [found]
     return [one for one in found.stage.jobs if one.cluster == found.cluster]
 
 

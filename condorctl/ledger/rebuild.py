@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import glob
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ from condorctl import paths
 from condorctl.condor import cluster
 from condorctl.errors import UserError
 from condorctl.ledger import Job, JobState, Ledger, Run, Stage, events, runfile
+from condorctl.terminal import Progress
 
 Json = dict[str, Any]
-# Called with what is going on, how much of it is done, and how much there is.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

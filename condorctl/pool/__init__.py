@@ -22,7 +22,7 @@ from condorctl.pool import elsewhere, identity
 from condorctl.pool.personal import PersonalPool
 
 if TYPE_CHECKING:
-    from condorctl.pool.debian import Progress
+    from condorctl.terminal import Progress
 
 __all__ = ["Pool", "Status", "activate", "down", "find", "status", "up"]
 

@@ -14,16 +14,13 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from condorctl.errors import UserError
 from condorctl.pool.places import Release, software_dir
-
-# (what is being done, how much of it is done, how much there is: 0 while unknown); in bytes while
-# downloading.
-Progress = Callable[[str, int, int], None]
+from condorctl.terminal import Progress
 
 # The Debian release that carries the HTCondor of the Python bindings we depend on (25.14).
 SUITE = "forky"
