@@ -1,12 +1,11 @@
 """How the commands speak: tables to a console, progress and remarks to stderr, JSON to programs.
 
-rich is imported inside: `condorctl --help` must not wait for it.
+rich and json are imported inside: `condorctl --help` must not wait for them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -73,4 +72,6 @@ def complain(lines: Iterable[str]) -> None:
 
 def print_json(value: Any) -> None:
     """`value` on standard output, for programs."""
+    import json
+
     print(json.dumps(value, indent=2))
