@@ -272,17 +272,14 @@ def recall(run: Run, past: Sequence[Ad]) -> None:
     stages = {stage.name: stage for stage in run.stages}
     jobs = {(job.cluster, job.proc): job for stage in run.stages for job in stage.jobs}
     for ad in sorted(past, key=lambda ad: (ad["ClusterId"], ad["ProcId"])):
-        job, stage = (
-            jobs.get((ad["ClusterId"], ad["ProcId"])),
-            stages.get(ad.get("DAGNodeName", "")),
-        )
-        if job is None and stage is None:
-            continue
-        if job is None and stage is not None:
+        job = jobs.get((ad["ClusterId"], ad["ProcId"]))
+        if job is None:
+            stage = stages.get(ad.get("DAGNodeName", ""))
+            if stage is None:
+                continue
             job = add(stage, ad)
             _enter_state(job, ad)
-        if job is not None:
-            enter(job, ad, run.kind)
+        enter(job, ad, run.kind)
     for stage in run.stages:
         clusters = sorted({job.cluster for job in stage.jobs})
         for job in stage.jobs:

@@ -245,10 +245,8 @@ def _folders(ledger: Ledger, runs: list[Run]) -> Iterator[Difference]:
             if (folder / runfile.FILE).exists():
                 text, mend = "its run is not in the ledger", f"`condorctl ledger rebuild {folder}`"
             else:
-                text, mend = (
-                    f"is no run's: it has no {runfile.FILE}",
-                    "look at it, and move it away",
-                )
+                text = f"is no run's: it has no {runfile.FILE}"
+                mend = "look at it, and move it away"
             yield Difference("folder", None, None, f"{folder}: {text}", mend)
         for draft in drafts.leftovers(place):
             text = f"{draft}: was left by a condorctl that was stopped"

@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 from condorctl.errors import UserError, suggest
 from condorctl.ledger import Job, Run, Stage
 
-_JOB_ID = re.compile(r"(?:(?P<schedd>.+)#)?(?P<cluster>\d{1,10})(?:\.(?P<proc>\d{1,10}))?")
+# A cluster or a job of it, as condor_q and the ledger write them.
+JOB_ID = re.compile(r"(?:(?P<schedd>.+)#)?(?P<cluster>\d{1,10})(?:\.(?P<proc>\d{1,10}))?")
 
 
 def run(session: Session, name: str | None) -> Run:
@@ -59,7 +60,7 @@ def job(session: Session, text: str) -> Job | Run:
 
     Raises UserError when there is none, and for a stage that has no job yet.
     """
-    match = _JOB_ID.fullmatch(text.strip())
+    match = JOB_ID.fullmatch(text.strip())
     if not match:
         of = stage(session, text.strip())
         of = of.source or of
@@ -78,7 +79,7 @@ def job(session: Session, text: str) -> Job | Run:
 
 def is_job_id(text: str) -> bool:
     """Whether `text` is a job's number or full id, and no stage's name."""
-    return bool(_JOB_ID.fullmatch(text.strip()))
+    return bool(JOB_ID.fullmatch(text.strip()))
 
 
 def jobs(session: Session, text: str) -> list[Job] | Run:
@@ -87,7 +88,7 @@ def jobs(session: Session, text: str) -> list[Job] | Run:
     A cluster without a process means all of its, a stage those of its latest attempt. Raises
     UserError as `job` does.
     """
-    match = _JOB_ID.fullmatch(text.strip())
+    match = JOB_ID.fullmatch(text.strip())
     found = job(session, text)
     if isinstance(found, Run):
         return found

@@ -36,7 +36,6 @@ from condorctl.ledger import (
     runfile,
 )
 
-_CLUSTER = re.compile(r"(?:(?P<schedd>.+)#)?(?P<cluster>\d{1,10})(?:\.(?P<proc>\d{1,10}))?")
 _RUN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 _LOG = ".dagman.log"
 
@@ -126,7 +125,7 @@ def adopt(ledger: Ledger, what: str, name: str | None = None) -> str:
     or when it is in the ledger already; Unreachable when the schedd is needed and silent.
     """
     _check_name(ledger, name)
-    match = _CLUSTER.fullmatch(what.strip())
+    match = find.JOB_ID.fullmatch(what.strip())
     if not match:
         return _adopt_file(ledger, Path(what), name)
     schedd = cluster.schedd_name()
