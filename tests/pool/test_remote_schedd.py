@@ -235,17 +235,21 @@ def test_a_run_elsewhere_goes_on_after_it_failed(
 
 
 def test_a_run_elsewhere_goes_on_from_its_checkpoints(
-    there: Condorctl, token: Callable[..., str], remote: str, project: Path
+    there: Condorctl, token: Callable[..., str], remote: str, project: Path, tmp_path: Path
 ) -> None:
     """They are copied into the spooled run, brought back with it, and sent along again."""
     token()
+    # However long a look takes, the job is there to be vacated and cancelled.
+    resumed = tmp_path / "resumed"
     (project / "count.py").write_text(
-        "import time\n"
+        "import os, time\n"
         "from condorctl.job import checkpoint, progress\n"
         "read = lambda path: int(open(path).read())\n"
         "count = checkpoint.load(read) or 0\n"
         "print('begins at', count, flush=True)\n"
         "while count < 20:\n"
+        f"    while count == 12 and not os.path.exists({str(resumed)!r}):\n"
+        "        time.sleep(0.1)\n"
         "    count += 1\n"
         "    time.sleep(0.5)\n"
         "    progress(epoch=count, epochs=20)\n"
@@ -264,6 +268,7 @@ def test_a_run_elsewhere_goes_on_from_its_checkpoints(
     assert there("cancel", name).returncode == 0
     look(there, name, lambda view: bool(view["finished"]))
     assert list((folder / "checkpoints").glob("*.json"))
+    resumed.touch()
     assert there("resume", name).returncode == 0
     assert look(there, name, lambda view: bool(view["finished"]))["state"] == "done"
     # The second start has written no output, for it was removed.
