@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.postgres import Postgres
+
+# With it Python takes C's buffer away, too, and hides what a library writes to standard output.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 Condorctl = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -7,6 +7,7 @@ a schedd that does not answer becomes `Unreachable`, which is never taken for a 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -226,6 +227,8 @@ def _silence() -> Iterator[None]:
         os.dup2(nowhere, 1)
         yield
     finally:
+        # What a library has written may still be in C's own buffer.
+        ctypes.CDLL(None).fflush(None)
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nowhere)

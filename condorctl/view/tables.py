@@ -108,6 +108,9 @@ def _declared(table: Json) -> _Sheet:
     several = False
     for heading, column in table["columns"].items():
         cells = [row["cells"][heading] for row in table["rows"]]
+        if not any(cell["n"] or cell["reference"] is not None for cell in cells):
+            # An attack that nobody has asked for in this run.
+            continue
         unit = " (%)" if column["unit"] and "%" not in heading else ""
         group = [_Column(heading + unit, [_mean(cell) for cell in cells])]
         if any(cell["reference"] is not None for cell in cells):

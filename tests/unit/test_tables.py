@@ -106,10 +106,16 @@ def test_markdown_says_the_same_and_foreign_text_stays_text() -> None:
         "| --- | ---: |\n"
         "| a\\|b \\<i>\\`c\\`\ufffd\\[x\\] | 50.0 % |\n"
     )
-    table = {**TABLE, "rows": [{**TABLE["rows"][0], "label": "a|b"}]}
+    table = {**TABLE, "rows": [{**TABLE["rows"][0], "label": "a|b"}, *TABLE["rows"][1:]]}
     lines = tables.as_markdown(made({"model": "ours", "clean": 0.5}, table=table), False)
     assert "| a\\|b | 50.00 | 76.66 | — | — |" in lines
     assert "p-1: results" not in lines
+
+
+def test_a_column_that_nobody_measured_is_left_out() -> None:
+    table = {**TABLE, "rows": [{**TABLE["rows"][0], "reference": {}}]}
+    lines = tables.as_markdown(made({"model": "ours", "clean": 0.5}, table=table), False)
+    assert "|  | Clean Acc (%) |\n" in lines
 
 
 def test_csv_holds_plain_values_and_no_nested_ones() -> None:
