@@ -32,9 +32,7 @@ for path in sys.argv[1:]:
         images, labels = test.images(index), test.labels[index]
         right = correct(model, images, labels)
         clean += int(right.sum())
-        stands = withstands(
-            model, images, labels, epsilon=epsilon, alpha=epsilon / 10, steps=STEPS
-        )
+        stands = withstands(model, images, labels, epsilon=epsilon, alpha=epsilon / 10, steps=STEPS)
         ours += int(stands.sum())
         with reported(model, images):
             wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
