@@ -17,10 +17,10 @@ from sqlalchemy.orm import Session, selectinload
 from condorctl.condor import cluster
 from condorctl.ledger import Job, JobState, Run, Stage, ads, gpus, leavings, runfile
 
-# Event types, by the numbers that stand in the log.
-SUBMIT, EXECUTE, EVICTED, TERMINATED, ABORTED = 0, 1, 4, 5, 9
+# Event types, by the numbers that stand in the log (manual, "Job Event Log Codes").
+SUBMIT, EXECUTE, EVICTED, TERMINATED, SHADOW_EXCEPTION, ABORTED = 0, 1, 4, 5, 7, 9
 SUSPENDED, UNSUSPENDED, HELD, RELEASED = 10, 11, 12, 13
-POST_ENDED, PRE_SKIP = 16, 34
+POST_ENDED, REMOTE_ERROR, PRE_SKIP = 16, 21, 34
 DISCONNECTED, RECONNECTED, RECONNECT_FAILED = 22, 23, 24
 
 STATES = {

@@ -1,0 +1,71 @@
+"""Why a job waits in the queue: what the pool offers it, and what became of it before."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from condorctl.explain import evidence, held, traces
+from condorctl.explain.known import Known
+from condorctl.ledger import Job
+from condorctl.ledger.job_events import (
+    EVICTED,
+    RECONNECT_FAILED,
+    RELEASED,
+    REMOTE_ERROR,
+    SHADOW_EXCEPTION,
+    SUBMIT,
+)
+
+Json = dict[str, Any]
+
+_HELD_STATUS = 5  # of JobStatus in the queue
+_WENT_WRONG = (EVICTED, SHADOW_EXCEPTION, REMOTE_ERROR, RECONNECT_FAILED)
+
+
+def explain(known: Known, job: Job) -> Json:
+    """Why an idle job waits; of one that is held in the queue alone, its `state` and why."""
+    seen = evidence.event(job, [SUBMIT, *_WENT_WRONG, RELEASED])
+    lines = evidence.lines(seen, 3 if seen and seen[0] in _WENT_WRONG else 1)
+    wait: Json = {"mend": "wait", "evidence": lines}
+    if known.unreachable:
+        cause = "it waited in the queue when the schedd last answered"
+        return {**wait, "cause": cause, "mend": "`condorctl doctor` tells what does not answer"}
+    if job.schedd != (here := known.queue.schedd):
+        return {**wait, "cause": f"it waits in the queue of {job.schedd}; {here} is asked here"}
+    ad = known.ad(job)
+    if ad is None:
+        return {
+            **wait,
+            "cause": "it is no longer in the queue, and its log does not tell how it ended",
+            "mend": f"`condorctl pool run condor_history {job.number}`",
+        }
+    if ad.get("JobStatus") == _HELD_STATUS:
+        return {"state": "held", **held.explain(known, job)}
+    why = known.queue.waiting.get((job.schedd, job.cluster, job.proc))
+    if why is None:
+        return {**wait, "cause": "it is about to start, or has: its log is a moment behind"}
+    before = ""
+    if seen and seen[0] in _WENT_WRONG and job.starts:
+        before = f"it ran {job.starts} time{'s' * (job.starts > 1)} and was sent back; "
+    asked = _asked(job, why.analysis.get("excluding") or [])
+    return {
+        "cause": before + why.cause,
+        "mend": why.mend,
+        # Who asked for what no slot has proves more than that it was submitted.
+        "evidence": asked or lines,
+        "analysis": {**why.analysis, "never": why.never},
+    }
+
+
+def _asked(job: Job, excluding: Iterable[str]) -> list[Json]:
+    """The lines of the stage's submit file that ask for what no slot has."""
+    found = []
+    for condition in excluding:
+        request = re.search(r"\bRequest(\w+)", condition)
+        key = f"request_{request[1].lower()}" if request else "requirements"
+        line = traces.submit_line(job.stage.folder / "stage.sub", [key])
+        if line and line.as_json() not in found:
+            found.append(line.as_json())
+    return found
