@@ -10,7 +10,8 @@ cause     in plain words
 mend      what to do, commands in backticks
 evidence  lines that show it: file, line (from 1), text
 tried     how often the stage was tried, and how often it may be
-analysis  of an idle job: what the pool offers it (`waiting`); of a held one: code, subcode, reason
+analysis  of an idle job: what the pool offers it (`waiting`); of a held one: code, subcode, reason;
+          sent_back: how often in a row its nodes gave it back with an error
 note      why this may not be the present state; None when it is
 """
 
@@ -25,7 +26,7 @@ from sqlalchemy.orm import Session
 from condorctl.errors import UserError
 from condorctl.explain import ended, held, holds, idle, stages, underway
 from condorctl.explain.known import Known, Queue
-from condorctl.ledger import Job, Ledger, Run, Stage, events, find
+from condorctl.ledger import Job, Ledger, Run, Stage, events, executions, find
 
 Json = dict[str, Any]
 
@@ -115,12 +116,13 @@ def _needing(known: Known, stage: Stage) -> list[Json]:
     if not found and state == "failed":
         found = [stages.of_stage(known, stage)]
     for job in stage.current:
-        if job.state != "idle" or known.unreachable:
+        if job.state not in {"idle", "running"} or known.unreachable:
             continue
         told = _of_job(known, job)
         seen = told["analysis"] or {}
         on_hold = told["state"] == "held" and seen.get("code") != holds.SPOOLING
-        if on_hold or seen.get("never") or seen.get("waited_s", 0) > LONG_S:
+        sent_back = seen.get("sent_back", 0) >= executions.OFTEN
+        if on_hold or sent_back or seen.get("never") or seen.get("waited_s", 0) > LONG_S:
             found.append(told)
     return found
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from condorctl.explain import evidence, failures, holds, programs
+from condorctl.explain import evidence, failures, holds, programs, traces
 from condorctl.explain.known import Known
 from condorctl.explain.traces import Peak
-from condorctl.ledger import Job
+from condorctl.ledger import Job, record
 from condorctl.ledger.job_events import HELD
 
 Json = dict[str, Any]
@@ -36,6 +36,8 @@ def explain(known: Known, job: Job) -> Json:
         told |= _memory(known, job)
     elif code == holds.INPUT:
         told |= _input(known, job, reason, subcode)
+    elif code == holds.OUTPUT:
+        told |= _never_began(known, job, reason, told["evidence"])
     return told
 
 
@@ -101,6 +103,22 @@ def _input(known: Known, job: Job, reason: str, subcode: int | None) -> Json:
             f"`condorctl release {job.number}`"
         )
     return told
+
+
+def _never_began(known: Known, job: Job, reason: str, hold: list[Json]) -> Json:
+    """Of a stage whose wrapper did not run, what could not start it, if that said so."""
+    named = holds.named_file(reason)
+    if not named or PurePosixPath(named.path).name != record.FILE:
+        return {}
+    err = evidence.output(job, job.err, "err")
+    failure = failures.from_words(traces.tail(err), (), known.words)
+    if not failure:
+        return {}
+    return {
+        "cause": f"the stage was never started: {failure.cause}",
+        "mend": failure.mend,
+        "evidence": [*(line.as_json() for line in failure.lines), *hold],
+    }
 
 
 def _whole(value: Any) -> int | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable
 from typing import Any
 
-from condorctl.explain import evidence, held, traces
+from condorctl.explain import evidence, held, starts, traces
 from condorctl.explain.known import Known
-from condorctl.ledger import Job
+from condorctl.explain.traces import Line
+from condorctl.ledger import Job, executions
 from condorctl.ledger.job_events import (
     EVICTED,
     RECONNECT_FAILED,
@@ -27,7 +29,7 @@ _WENT_WRONG = (EVICTED, SHADOW_EXCEPTION, REMOTE_ERROR, RECONNECT_FAILED)
 def explain(known: Known, job: Job) -> Json:
     """Why an idle job waits; of one that is held in the queue alone, its `state` and why."""
     seen = evidence.event(job, [SUBMIT, *_WENT_WRONG, RELEASED])
-    lines = evidence.lines(seen, 3 if seen and seen[0] in _WENT_WRONG else 1)
+    lines = _lines(seen)
     wait: Json = {"mend": "wait", "evidence": lines}
     if known.unreachable:
         cause = "it waited in the queue when the schedd last answered"
@@ -46,17 +48,48 @@ def explain(known: Known, job: Job) -> Json:
     why = known.queue.waiting.get((job.schedd, job.cluster, job.proc))
     if why is None:
         return {**wait, "cause": "it is about to start, or has: its log is a moment behind"}
+    asked = _asked(job, why.analysis.get("excluding") or [])
+    analysis = {**why.analysis, "never": why.never, "sent_back": 0}
+    if told := sent_back(job):
+        return {
+            "cause": f"{told['cause']}; {why.cause}",
+            "mend": told["mend"],
+            "evidence": [*told["evidence"], *asked],
+            "analysis": {**analysis, **told["analysis"]},
+        }
     before = ""
     if seen and seen[0] in _WENT_WRONG and job.starts:
         before = f"it ran {job.starts} time{'s' * (job.starts > 1)} and was sent back; "
-    asked = _asked(job, why.analysis.get("excluding") or [])
     return {
         "cause": before + why.cause,
         "mend": why.mend,
         # Who asked for what no slot has proves more than that it was submitted.
         "evidence": asked or lines,
-        "analysis": {**why.analysis, "never": why.never},
+        "analysis": analysis,
     }
+
+
+def sent_back(job: Job) -> Json | None:
+    """Why nodes gave the job back with an error, and as `analysis` how often in a row."""
+    times, reason = executions.given_back(job, time.time())
+    if not times:
+        return None
+    cause, mend = starts.explain(reason)
+    often = f"{times} times in a row" if times > 1 else "once"
+    return {
+        "cause": f"it was sent back {often}: {cause}",
+        "mend": mend,
+        "evidence": evidence.lines(evidence.event(job, [REMOTE_ERROR, SHADOW_EXCEPTION])),
+        "analysis": {"sent_back": times},
+    }
+
+
+def _lines(seen: tuple[int, list[Line]] | None) -> list[Json]:
+    if seen and seen[0] == EVICTED:
+        # What it used stands between the eviction and its reason.
+        reason = [line for line in seen[1] if line.text.lstrip().startswith("Reason:")]
+        return evidence.lines((EVICTED, [seen[1][0], *reason]))
+    return evidence.lines(seen, 3 if seen and seen[0] in _WENT_WRONG else 1)
 
 
 def _asked(job: Job, excluding: Iterable[str]) -> list[Json]:

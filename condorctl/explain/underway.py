@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from condorctl.explain import evidence
+from condorctl.explain import evidence, idle
 from condorctl.explain.known import Known
 from condorctl.ledger import Job
 from condorctl.ledger.job_events import DISCONNECTED, EXECUTE, SUSPENDED
@@ -18,6 +18,9 @@ def running(known: Known, job: Job) -> Json:
     seen = evidence.event(job, [EXECUTE])
     since = f" since {status.age(time.time() - job.started)}" if job.started else ""
     again = f" (start number {job.starts})" if job.starts > 1 else ""
+    if told := idle.sent_back(job):
+        where = f"it has been on {job.host or 'a node'}{since}{again}"
+        return {**told, "cause": f"{where}, but {told['cause'].removeprefix('it ')}"}
     return {
         "cause": f"it runs on {job.host or 'a node'}{since}{again}",
         "mend": f"nothing; `condorctl logs {job.number}` shows its output",

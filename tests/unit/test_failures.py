@@ -136,3 +136,10 @@ def test_what_a_job_may_write(tmp_path: Path) -> None:
     assert max(len(line.text) for line in traces.read(path)) <= 1000
     assert [line.text for line in traces.last_words(path, 1)] == ["end"]
     assert traces.tail(tmp_path / "none") == traces.tail(tmp_path) == []
+
+
+def test_apptainer_says_why_there_is_no_container(tmp_path: Path) -> None:
+    text = "could not open image /x.sif: failed to retrieve path for /x.sif"
+    failure = _diagnose(tmp_path, f"FATAL:   {text}\n", code=255)
+    assert failure.cause == f"Apptainer could not start its container: {text}"
+    assert "FATAL" not in _diagnose(tmp_path, "FATAL: my own trouble\n", code=255).cause
