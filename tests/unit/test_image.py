@@ -187,13 +187,19 @@ def test_what_stages_import(project: Path) -> None:
     )
     (project / "go.py").write_text("import mine, helper, torch\nfrom condorctl import job\n")
     (project / "helper.py").write_text("import numpy\n")
-    (project / "jobs" / "p.yaml").write_text(
+    file = project / "jobs" / "p.yaml"
+    file.write_text(
         "stages: {s: {command: [python, go.py], code: [mine], inputs: [go.py, helper.py]}}"
     )
-    found = imports.of([reader.load(project / "jobs" / "p.yaml")])
+    found = imports.of([reader.load(file)])
     assert found == {
         "attrs": True, "faster": False, "matplotlib": False, "numpy": True, "torch": True,
     }  # fmt: skip
+    # What a stage brings in an environment of its own, the image need not have.
+    (project / "venv").mkdir()
+    (project / "venv" / "pyvenv.cfg").write_text("version = 3.11\n")
+    file.write_text(file.read_text().replace("code:", "venv: venv, code:"))
+    assert imports.of([reader.load(file)]) == {}
 
 
 def test_an_engine_that_is_not_there_is_one_line(
