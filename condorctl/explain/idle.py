@@ -46,11 +46,13 @@ def explain(known: Known, job: Job) -> Json:
     if ad.get("JobStatus") == _HELD_STATUS:
         return {"state": "held", **held.explain(known, job)}
     why = known.queue.waiting.get((job.schedd, job.cluster, job.proc))
+    told = sent_back(job)
     if why is None:
-        return {**wait, "cause": "it is about to start, or has: its log is a moment behind"}
+        soon = "it is about to start, or has: its log is a moment behind"
+        return {**told, "cause": f"{told['cause']}; {soon}"} if told else {**wait, "cause": soon}
     asked = _asked(job, why.analysis.get("excluding") or [])
     analysis = {**why.analysis, "never": why.never, "sent_back": 0}
-    if told := sent_back(job):
+    if told:
         return {
             "cause": f"{told['cause']}; {why.cause}",
             "mend": told["mend"],
