@@ -30,6 +30,8 @@ from condorctl.api.specs import (
     site_list,
     site_show,
     site_test,
+    venv_clean,
+    venv_list,
     venv_pack,
 )
 from condorctl.api.why import doctor, explain
@@ -77,6 +79,8 @@ __all__ = [
     "ssh",
     "status",
     "submit",
+    "venv_clean",
+    "venv_list",
     "venv_pack",
     "web",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from condorctl.api.base import Json, Progress, silent
+from condorctl.api.base import Json, Progress, open_ledger, silent
 
 
 def init(folder: Path | None = None) -> Json:
@@ -94,3 +94,24 @@ def venv_pack(
     from condorctl.submit import venvs
 
     return venvs.pack(venv or Path(".venv"), output, lambda what: progress(what, 0, 0))
+
+
+def venv_list() -> Json:
+    """The packed environments in the cache, and the runs that take them along.
+
+    Returns `folder`, `bytes`, and `environments`: each `file`, `bytes`, `packed`, `used`, `venvs`,
+    `runs` and `needed_by`.
+    """
+    from condorctl.steer import environments
+
+    return environments.listing(open_ledger())
+
+
+def venv_clean(older_than: float | None = None, dry_run: bool = False, force: bool = False) -> Json:
+    """Remove the packed environments that no run needs; those unused for `older_than` days.
+
+    Returns `removed`, `kept` and the `bytes` that this frees.
+    """
+    from condorctl.steer import environments
+
+    return environments.clean(open_ledger(), older_than, dry_run, force)

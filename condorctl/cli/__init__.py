@@ -18,6 +18,7 @@ from condorctl.cli import (  # each adds its commands
     runs,
     serve,
     specs,
+    venvs,
     why,
 )
 from condorctl.cli.app import app
@@ -36,6 +37,7 @@ __all__ = [
     "runs",
     "serve",
     "specs",
+    "venvs",
     "why",
 ]
 

@@ -15,10 +15,6 @@ from condorctl.errors import printable
 
 site_app = typer.Typer(help="Profiles: what a site wants of every job.", no_args_is_help=True)
 app.add_typer(site_app, name="site")
-venv_app = typer.Typer(
-    help="Python environments that travel with jobs, without a container.", no_args_is_help=True
-)
-app.add_typer(venv_app, name="venv")
 
 
 @app.command()
@@ -146,29 +142,3 @@ def site_test(
         print(printable(f"written to {told['file']}"))
     if not told["ok"]:
         raise typer.Exit(1)
-
-
-@venv_app.command("pack")
-def venv_pack(
-    venv: Annotated[
-        Path | None, typer.Argument(metavar="[VENV]", help="Its folder; else .venv.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE.pex", help="Put it there, too."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Pack a virtual environment into one file that a stage's `venv` takes along.
-
-    A stage can name the folder itself: then `submit` packs it. The file is for a web server or
-    OSDF, whose URL a stage can name instead. What has not changed is not packed again.
-    """
-    with terminal.progress(quiet=as_json) as progress:
-        found = api.venv_pack(venv, output, progress)
-    if as_json:
-        terminal.print_json(found)
-        return
-    size = f"{found['bytes'] / 1e6:.1f} MB"
-    needs = f"needs Python {found['python']} on the nodes"
-    print(printable(f"{found['file']}  {size}, sha256 {found['sha256'][:12]}, {needs}"))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condorctl import pool
+from condorctl.condor.codes import OVER, JobStatus
 from condorctl.errors import UserError
 from condorctl.pool import elsewhere
 
@@ -45,9 +46,6 @@ _JOB_ATTRIBUTES = [
     "DiskUsage", "RemoteUserCpu", "RemoteSysCpu", "TotalSubmitProcs",
 ]  # fmt: skip
 
-# JobStatus: removed, completed; suspended.
-_ENDED = (3, 4)
-_SUSPENDED = 7
 # As long as a job that was suspended may take to go on before it is held.
 _WAKE_S = 10.0
 # What a spooled DAGMan job says of where it comes from.
@@ -244,7 +242,7 @@ def act(action: str, constraint: str, reason: str) -> tuple[int, int]:
     schedd, _ = _schedd()
     try:
         if action == "hold":
-            _wake(schedd, f"({constraint}) && JobStatus == {_SUSPENDED}")
+            _wake(schedd, f"({constraint}) && JobStatus == {JobStatus.SUSPENDED}")
         # The bindings of 25.14 drop a reason that comes without a subcode.
         answer = schedd.act(htcondor.JobAction[action.capitalize()], constraint, (reason, 0))
     except Exception as error:
@@ -273,7 +271,7 @@ def is_queued(folder: str) -> bool:
     Raises Unreachable.
     """
     # What ended on a schedd elsewhere stays there until its files are brought back.
-    return any(ad.get("JobStatus") not in _ENDED or FOLDER not in ad for ad in _queued(folder))
+    return any(ad.get("JobStatus") not in OVER or FOLDER not in ad for ad in _queued(folder))
 
 
 def dag_of(folder: str) -> int | None:

@@ -55,6 +55,12 @@ _KNOWN: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             "make the batch smaller, or ask for a GPU with more memory, then {again}",
         ),
         (
+            r"^FATAL: +(?P<what>(?:could not open image|container creation failed|while extracting|"
+            r"image \S+ (?:is|has)|failed to (?:open|mount)).*)",
+            "Apptainer could not start its container: {0}",
+            "see that `image` is one that Apptainer runs there, then {again}",
+        ),
+        (
             r"Failed to find compatible interpreter|this node cannot unpack the Python environment",
             "the node has no Python that its `venv` can run with",
             "pack it with a Python version that the nodes have (`condorctl venv pack` names its "
@@ -142,7 +148,7 @@ def diagnose(
     """
     if number is None and code is not None and 128 < code < 193:
         number = code - 128
-    known = _from_words(err, out, words)
+    known = from_words(err, out, words)
     if number in (signal.SIGKILL, signal.SIGBUS, signal.SIGTERM, signal.SIGXCPU) or (
         number is not None and not known
     ):
@@ -164,7 +170,8 @@ def diagnose(
     )
 
 
-def _from_words(err: Sequence[Line], out: Sequence[Line], words: Words) -> Failure | None:
+def from_words(err: Sequence[Line], out: Sequence[Line], words: Words) -> Failure | None:
+    """What the last lines of a job's errors and output tell; None when they tell nothing."""
     # Python's traceback goes to the errors; some programs write both into one.
     for lines in (err, out):
         traceback = _traceback(lines)

@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from condorctl.explain import pulls
+from condorctl.explain import pulls, starts
 from condorctl.ledger import record
 
 # Its files are on their way: nothing has failed.
 SPOOLING = 16
 CANNOT_START = 6
 IMAGE = 35
+POLICY = 3
 OUTPUT, INPUT = 12, 13
 MEMORY, DISK = 102, 104
 
@@ -164,9 +165,19 @@ def explain(code: int | None, subcode: int | None, job: str, reason: str = "") -
         cause, mend = _about(code or 0, file, cause, mend)
     elif code == IMAGE:
         cause, mend = pulls.explain(reason) or (cause, mend)
-    elif code in (3, 26) and reason and not over:
+    elif code == POLICY and subcode == starts.NOT_STARTED:
+        cause, mend = _not_started(reason)
+    elif code in (POLICY, 26) and reason and not over:
         cause = f"{cause} says: {reason}"
     return Hold(cause, mend.replace("{job}", job))
+
+
+def _not_started(reason: str) -> tuple[str, str]:
+    told = "its container could not be started, so often that it is not tried any more"
+    if not reason:
+        return told, f"`condorctl explain {{job}}` has a mend; {_FREE} tries again"
+    cause, mend = starts.explain(reason)
+    return f"{told}: {cause}", f"{mend}; {_FREE} tries again"
 
 
 _WITH_FILE = (CANNOT_START, 7, 8, 9, 10, OUTPUT, INPUT, 14, 22)

@@ -89,8 +89,7 @@ class Pool:
             mend = "start an execute node, or ask the pool's administrator; `condorctl doctor`"
             return Waiting("the pool has no slots at all", mend, True, facts)
         if cooling > 0:
-            why = f": {ad['VacateReason']}" if ad.get("VacateReason") else ""
-            cause = f"it was sent back{why}; HTCondor lets it rest for another {cooling:.0f} s"
+            cause = f"HTCondor lets it rest for another {cooling:.0f} s, since it was sent back"
             return Waiting(cause, "wait", False, facts)
         analysis = self._analyse(ad, empty=True)
         if analysis is None:

@@ -19,11 +19,15 @@ Imports = dict[str, bool]
 def of(pipelines: Iterable[Pipeline]) -> Imports:
     """The modules that the stages of `pipelines` import, neither theirs nor Python's own.
 
+    Stages that bring an environment of their own need none of an image.
     One that is imported where its failure is caught, or within a function, can be done without.
     """
     found: Imports = {}
     for pipeline in pipelines:
         for stage in pipeline.stages.values():
+            if stage.venv:
+                # It imports from there, and by the Python of that.
+                continue
             files = list(_files(pipeline, stage))
             own = {"condorctl", *(file.stem for file in files), *map(_name, stage.code)}
             for file in files:

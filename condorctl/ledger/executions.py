@@ -14,6 +14,12 @@ from condorctl.ledger import Job, job_states
 _AWAY = {"suspended", "disconnected"}
 # A job that is put on hold while it runs is logged as evicted first.
 _AT_ONCE_S = 5.0
+# So often it is no accident any more.
+OFTEN = 2
+# With this HTCondor begins why a node gave a job back; other evictions have other words.
+_ERROR = "Error from "
+# A container that cannot be started is given back within seconds.
+_RUNS_S = 60.0
 
 Interval = tuple[float, float]
 
@@ -76,6 +82,20 @@ def of(job: Job, now: float) -> list[Execution]:
             current.suspended.append((since, now))
         current.end = max(current.start, now)
     return found
+
+
+def given_back(job: Job, now: float) -> tuple[int, str]:
+    """How often in a row its nodes gave `job` back with an error, and what the last one said.
+
+    They do not count any more once it has run for a while, was held, or went away otherwise.
+    """
+    times, reason = 0, ""
+    for entered in reversed(job.states):
+        if entered.state == "idle" and entered.detail.startswith(_ERROR):
+            times, reason = times + 1, reason or entered.detail
+        elif entered.state != "running" or (not times and now - entered.time > _RUNS_S):
+            break
+    return times, reason
 
 
 def waited(job: Job, state: str, now: float) -> float:

@@ -204,6 +204,9 @@ def _settings(release: Release, cpus: int, folder: Path) -> dict[str, str]:
         "SCHEDD_INTERVAL": "5",
         "SCHEDD_MIN_INTERVAL": "1",
         "PERIODIC_EXPR_INTERVAL": "10",
+        # Seconds. A container that cannot be started (codes 45, 1021) would be tried again at once;
+        # after a rest as long as between two looks at its policy the job is held in time.
+        "SYSTEM_ON_VACATE_COOL_DOWN": "member(VacateReasonCode ?: 0, {45, 1021}) ? 10 : 0",
         "DAGMAN_USER_LOG_SCAN_INTERVAL": "1",
         "DAGMAN_QUEUE_UPDATE_INTERVAL": "5",  # DAGMan's counts of nodes, in its job's ad
         # A running job's progress reaches the queue within seconds, and condor_ssh_to_job finds

@@ -158,6 +158,12 @@ class Defaults(BaseModel):
         "`@sha256:` digest; for container also a .sif file, a sandbox folder or a URL; else the "
         "one that `condorctl image push` recorded last",
     )
+    container_tries: int = Field(
+        10,
+        ge=0,
+        description="how often in a row the start of a container may fail before the job is held, "
+        "instead of tried for ever (0)",
+    )
     request_cpus: int = Field(1, ge=1, description="cores")
     request_memory: Amount = Field("1 GB", description="memory, with its unit: 512 MB, 4 GB")
     request_disk: Amount = Field("1 GB", description="disk, with its unit: 512 MB, 4 GB")

@@ -84,6 +84,10 @@ class _Reader:
         self.drafts: dict[str, matrix.Draft] = {}
         # Whether a stage's names are not known: one that is missing may be among them.
         self.unnamed = False
+        # The keys of stages that name an image themselves.
+        self.own_images: set[str] = set()
+        # Stages that run in no image, though the pipeline's defaults name one.
+        self.without_image: set[str] = set()
         self.site: Site | None = None
 
     @contextlib.contextmanager
@@ -122,6 +126,9 @@ class _Reader:
         for name in self.drafts:
             if stage := self._stage(name):
                 stages[name] = stage
+        if stages and self.without_image == stages.keys():
+            message = "no stage runs in it: say `universe: docker` or `container`, there or here"
+            self._note(self.file.fail(("defaults", "image"), message))
         tables = list(self._tables())
         head = {"name": data.get("name", self.file.path.stem)}
         head["description"] = data.get("description", "")
@@ -148,6 +155,8 @@ class _Reader:
                 self._note(self.file.fail(at, "must be a mapping with a key 'command'"))
                 continue
             self._known_keys(at, raw, allowed | {"matrix"})
+            if "image" in raw:
+                self.own_images.add(str(key))
             yield str(key), _merge(defaults, raw)
 
     def _valid(self, model: type[Model], at: Key, values: dict[str, Any]) -> Model | None:
@@ -243,6 +252,8 @@ class _Reader:
                 broken.add(key)
                 self._note(error)
         given = {**profiles.defaults(self.site, filled), "name": name}
+        if not (filled.get("image") and draft.key in self.own_images):
+            self._drop_image(given, name if filled.get("image") else "")
         if given.get("universe") in ("docker", "container") and not given.get("image"):
             given["image"] = record.latest()
         for key in ABOUT_GPUS:
@@ -261,6 +272,17 @@ class _Reader:
         with contextlib.suppress(ValidationError):
             return Stage.model_validate({"command": ["true"], **rest})
         return None
+
+    def _drop_image(self, given: dict[str, Any], named_for: str) -> None:
+        """An image that a default names is for the stages that run in one.
+
+        `named_for` is the stage where that default is the pipeline's.
+        """
+        universe = given.get("universe")
+        if (universe or "vanilla") == "vanilla":
+            given.pop("image", None)
+            if named_for and not universe:
+                self.without_image.add(named_for)
 
     def _listed(self, at: Key, texts: Any) -> Any:
         """Needs or inputs with their globs written out; anything else as it is."""

@@ -125,8 +125,6 @@ def defaults(site: Site | None, stage: Mapping[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = site.defaults.model_dump(exclude_unset=True)
     # A parameter that nobody set says nothing.
     stage = {k: v for k, v in stage.items() if v != "" or k not in ("universe", "image")}
-    if stage.get("universe") == "vanilla":
-        own.pop("image", None)
     for limit, request in (("max_memory", "request_memory"), ("max_disk", "request_disk")):
         asked = stage.get(request)
         if limit in own and isinstance(asked, str) and _more(asked, own[limit]):

@@ -10,6 +10,10 @@ file holds both, behind ``if version``.
 A job that may do without its GPUs after a while asks for them by an expression of its age. The
 negotiator and the slot evaluate it when they match (manual, ``request_gpus``), and what the job was
 given stays its own, whatever the expression says later.
+
+A container that cannot be started, HTCondor tries for ever. It counts such starts (from 24.x on, in
+NumVacatesByReason), so the job can hold itself: after some in a row, for each start that went well
+and each hold as many again.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from typing import NamedTuple
 
 from condorctl.condor import submit_language
 from condorctl.condor.submit_language import Quoted
+from condorctl.explain import starts
 from condorctl.spec.pipeline import Site, Stage, kilobytes, seconds
 
 # Since this version both submit commands are there.
@@ -25,6 +30,14 @@ RAISES_BY_ITSELF = "25.10.0"
 
 _STOPPED = "(HoldReasonCode == 34 || HoldReasonCode == 21)"
 _HOLDS = "((NumHoldsByReason.JobOutOfResources ?: 0) + (NumHoldsByReason.StartdHeldJob ?: 0))"
+
+
+# Starts of a container that failed: Apptainer refused the image, Docker lost the container.
+_FAILED_STARTS = (
+    "(NumVacatesByReason.SingularityTestFailed ?: 0) + (NumVacatesByReason.ContainerError ?: 0)"
+)
+# The same of the last one; a start that goes well takes that away.
+_LAST_FAILED = "member(VacateReasonCode ?: 0, {45, 1021})"
 
 
 class _Request(NamedTuple):
@@ -47,8 +60,8 @@ class _Request(NamedTuple):
 def lines(site: Site | None, stage: Stage) -> dict[str, Quoted]:
     """The parts of the submit file that are for a template to place, each some lines or none.
 
-    ``gpus`` and ``growth`` after the other requests, ``requirements``, the ``site``'s lines before
-    those of the template, and ``further``, the stage's own, after them.
+    ``gpus``, ``growth`` and ``container`` after the other requests, ``requirements``, the
+    ``site``'s lines before those of the template, and ``further``, the stage's own, after them.
     """
     wanted = [s.requirements for s in (site, stage) if s and s.requirements]
     if stage.request_gpus and stage.cpu_after:
@@ -57,6 +70,7 @@ def lines(site: Site | None, stage: Stage) -> dict[str, Quoted]:
     own = [] if stage.priority is None else [f"priority = {stage.priority}"]
     return {
         "gpus": Quoted("".join(f"{line}\n" for line in _gpus(stage))),
+        "container": Quoted("".join(f"{line}\n" for line in _container(stage))),
         "growth": Quoted("".join(f"{line}\n" for line in _growth(stage))),
         "requirements": Quoted(f"requirements = {joined}\n" if joined else ""),
         "site": Quoted("".join(f"{line}\n" for line in site_lines(site, stage.request_gpus > 0))),
@@ -119,6 +133,22 @@ def _growth(stage: Stage) -> list[str]:
         again.append(f"(HoldReasonSubCode == {request.subcode} && {before})")
     found.append(f"  periodic_release = {_STOPPED} && ({' || '.join(again)})")
     return [*found, "endif"]
+
+
+def _container(stage: Stage) -> list[str]:
+    if stage.universe == "vanilla" or not stage.container_tries:
+        return []
+    again = "(NumHoldsByReason.JobPolicy ?: 0) + (NumJobStarts ?: 0) - CondorctlFailedStarts"
+    enough = f"CondorctlFailedStarts >= {stage.container_tries} * (1 + {again})"
+    told = 'strcat("its container could not be started ", CondorctlFailedStarts, " times; ", '
+    # A template, a site or a stage with a periodic_hold of its own has that one, and its reason.
+    return [
+        f"MY.CondorctlFailedStarts = {_FAILED_STARTS}",
+        f"MY.CondorctlNoContainer = {_LAST_FAILED} && {enough}",
+        "periodic_hold           = CondorctlNoContainer",
+        f"periodic_hold_reason    = CondorctlNoContainer ? {told}VacateReason) : undefined",
+        f"periodic_hold_subcode   = CondorctlNoContainer ? {starts.NOT_STARTED} : 0",
+    ]
 
 
 def site_lines(site: Site | None, gpus: bool) -> list[str]:

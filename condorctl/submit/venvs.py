@@ -23,6 +23,8 @@ from condorctl.errors import UserError, printable
 from condorctl.submit import content
 
 SUFFIX = ".pex"
+# How a folder in the cache is called in which one is being packed.
+PARTIAL = ".new-"
 # Where venv.sh puts it, in the job's sandbox.
 FOLDER = "_condorctl_venv"
 _HERE = "pyvenv.cfg"
@@ -35,14 +37,19 @@ def is_venv(path: Path) -> bool:
     return (path / _HERE).is_file()
 
 
+def folder() -> Path:
+    """The user's cache of packed environments."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "condorctl" / "venvs"
+
+
 def cached(venv: Path) -> Path:
     """Where the packed environment is, or will be once `pack` has made it.
 
     Raises UserError for a folder that is no virtual environment, and for one with a package in it
     that is only a link to its source.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "condorctl" / "venvs" / f"{_identity(venv)[:32]}{SUFFIX}"
+    return folder() / f"{_identity(venv)[:32]}{SUFFIX}"
 
 
 def pack(
@@ -79,10 +86,10 @@ def pack(
 def _make(venv: Path, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=file.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=file.parent) as name:
             # A pex holds its own name: with the same one the bytes are the same, too.
-            made = Path(folder) / file.name
-            _pex(venv.absolute(), made, Path(folder) / "root")
+            made = Path(name) / file.name
+            _pex(venv.absolute(), made, Path(name) / "root")
             made.rename(file)
     except OSError as error:
         raise UserError(f"venv {venv}: {error.filename or file}: {error.strerror}") from None

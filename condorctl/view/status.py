@@ -12,7 +12,8 @@ stage   stage, state, needs, reused_from ("run/stage" whose outputs stand in for
         (jobs of the latest attempt by state), s_per_epoch, eta_s, last_sign (when anything was last
         heard of it), jobs, and of the job that needs the user most: job (cluster.proc), id
         (schedd#cluster.proc), attempt, starts, host, epoch, epochs, metrics, elapsed_s, ended_with,
-        hold, checkpoint
+        hold, sent_back (times in a row that its nodes gave it back with an error, cause, mend),
+        checkpoint
 job     job, id, cluster, proc, attempt, state, submitted, started (the latest start), starts,
         finished, host, cpus, gpus, usage, exit_code, signal, ended_with, hold, progress (epoch,
         epochs, metrics, time), checkpoints (path, epoch, bytes, sha256, place), machine,
@@ -32,8 +33,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import object_session, selectinload
 
-from condorctl.explain import holds
-from condorctl.ledger import Checkpoint, Job, Run, Stage, job_states, progress
+from condorctl.explain import holds, starts
+from condorctl.ledger import Checkpoint, Job, Run, Stage, executions, job_states, progress
 from condorctl.view import cost
 
 Json = dict[str, Any]
@@ -141,6 +142,11 @@ def troubles(view: Json) -> list[str]:
             lines.append(
                 f"{name} is held: {hold['cause']}; {hold['mend']}. HTCondor says: {hold['reason']}"
             )
+        elif (back := stage["sent_back"]) and back["times"] >= executions.OFTEN:
+            lines.append(
+                f"{name} was sent back {back['times']} times in a row: {back['cause']}; "
+                f"`condorctl explain {stage['job']}`"
+            )
         elif stage["state"] == "failed" and stage["job"] and stage["ended_with"]:
             lines.append(
                 f"{name} failed with {stage['ended_with']}; "
@@ -246,6 +252,7 @@ def _stage(stage: Stage, state: str, now: float) -> Json:
         "last_sign": max(signs, default=None),
         "ended_with": _ended_with(job) if job else None,
         "hold": _hold(job) if job and job.state == "held" else None,
+        "sent_back": _sent_back(job, now) if job else None,
         "checkpoint": _checkpoint(job.checkpoints[-1]) if job and job.checkpoints else None,
         "jobs": [_job(one) for one in stage.jobs],
     }
@@ -345,6 +352,14 @@ def _hold(job: Job) -> Json:
         "mend": hold.mend,
         "reason": job.hold_reason or "",
     }
+
+
+def _sent_back(job: Job, now: float) -> Json | None:
+    times, reason = executions.given_back(job, now)
+    if not times:
+        return None
+    cause, mend = starts.explain(reason)
+    return {"times": times, "cause": cause, "mend": mend}
 
 
 def _full_id(schedd: str, cluster: int) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 from condorctl.pool import debian
 from condorctl.pool.places import software_dir
+from tests.fork_server import ForkServer
 from tests.pool import apptainer
 from tests.pool.account import Account
 
@@ -30,6 +31,9 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = ("podman", "runc", "newuidmap", "slirp4netns", "mmdebstrap", "docker-registry")
 _CATATONIT = Path("/usr/libexec/podman/catatonit")
 _OLDER_CATATONIT = Path("/usr/bin/catatonit")
+
+_IN_MEMORY = Path("/dev/shm/condorctl-test")
+_IMAGES_B = 4 << 30
 
 _WRAPPER = """\
 #!/bin/sh
@@ -86,6 +90,7 @@ class ContainerPool:
         self.packages = Path(sysconfig.get_path("purelib"))
         self.account = Account([ROOT, Path(sys.prefix), Path(sys.base_prefix), software_dir()])
         self._registry: subprocess.Popen[bytes] | None = None
+        self._commands: ForkServer | None = None
         try:
             self._set_up()
         except BaseException:
@@ -95,18 +100,22 @@ class ContainerPool:
     def _set_up(self) -> None:
         account = self.account
         self.project = account.folder("a project")
+        self.fast = _fast(account)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.registry = f"127.0.0.1:{free.getsockname()[1]}"
         account.write(".config/containers/containers.conf", _CONTAINERS)
-        account.write(".config/containers/storage.conf", '[storage]\ndriver = "overlay"\n')
+        account.write(
+            ".config/containers/storage.conf",
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{self.fast}/storage"\n',
+        )
         account.write(
             ".config/containers/registries.conf",
             f'[[registry]]\nlocation = "{self.registry}"\ninsecure = true\n',
         )
         account.environment |= {
             "XDG_STATE_HOME": str(account.folder("state")),
-            "XDG_CACHE_HOME": str(software_dir().parent),
+            "XDG_CACHE_HOME": str(self._cache()),
             "CONDORCTL_LEDGER": str(account.home / "ledger.sqlite"),
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -131,6 +140,14 @@ class ContainerPool:
         self._serve()
         self.base = "localhost/base:latest"
         account.run("podman", "import", "--quiet", str(_base(account.home)), self.base)
+
+    def _cache(self) -> Path:
+        """A cache of the account's own, with the HTCondor in it that is unpacked already."""
+        folder = self.account.folder("cache")
+        self.account.folder("cache/condorctl")
+        for release in software_dir().glob("htcondor-*"):
+            (folder / "condorctl" / release.name).symlink_to(release)
+        return folder
 
     def configure(self, text: str) -> None:
         """Add `text` to the pool's configuration: it holds from the next `up`."""
@@ -168,8 +185,11 @@ class ContainerPool:
         self, *words: str, timeout: float = 240, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run condorctl in the project's folder; fails with what it said."""
-        command = [sys.executable, "-m", "condorctl", *words]
-        return self.account.run(*command, cwd=self.project, timeout=timeout, check=check)
+        if not self._commands:
+            self._commands = ForkServer(self.account.words)
+        answer = self._commands.run(words, self.project, timeout, self.account.environment)
+        assert not check or answer.returncode == 0, (words, answer.stdout, answer.stderr)
+        return answer
 
     def json(self, *words: str) -> Any:
         """What condorctl prints with ``--json``."""
@@ -195,6 +215,9 @@ class ContainerPool:
     def down(self) -> None:
         """End the pool and the registry, which are the account's; nothing of it is left."""
         self.account.remove()
+        shutil.rmtree(_IN_MEMORY, ignore_errors=True)
+        if self._commands:
+            self._commands.stop()
         if self._registry:
             self._registry.wait(timeout=20)
 
@@ -215,6 +238,16 @@ class ContainerPool:
                     return
             assert self._registry.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
+
+
+def _fast(account: Account) -> Path:
+    """Where images are, of which each file is written to disk at once, and removed one by one."""
+    shutil.rmtree(_IN_MEMORY, ignore_errors=True)
+    if not _IN_MEMORY.parent.is_dir() or shutil.disk_usage(_IN_MEMORY.parent).free < _IMAGES_B:
+        return account.folder("images")
+    _IN_MEMORY.mkdir()
+    account.own(_IN_MEMORY)
+    return _IN_MEMORY
 
 
 def _base(to: Path) -> Path:

@@ -38,6 +38,12 @@ stages:
     command: [python, look.py]
     inputs: [look.py]
     outputs: [seen.json]
+  packed:
+    command: [python, packed.py]
+    venv: .venv
+    inputs: [packed.py]
+    outputs: [packed.json]
+    request_memory: 256 MB
   bare:
     command: ["true"]
     template: bare.sub.j2
@@ -69,6 +75,13 @@ json.dump({
     'there': [path for path in PATHS if os.path.exists(path)],
     'shm': os.statvfs('/dev/shm').f_blocks * os.statvfs('/dev/shm').f_frsize,
 }, open('seen.json', 'w'))
+"""
+# With a package of its own, compiled, which the image has not.
+PACKED = """
+import json, sys
+from msgpack import _cmsgpack
+seven = _cmsgpack.unpackb(_cmsgpack.Packer().pack(7))
+json.dump([sys.base_prefix, sys.prefix, seven], open('packed.json', 'w'))
 """
 # An image without a shell: the stage's wrapper cannot run in it, its program can.
 BARE = """
@@ -114,14 +127,24 @@ def pushed(made: ContainerPool) -> dict[str, Any]:
             "bare/Dockerfile": BARE_IMAGE,
             "work.py": WORK,
             "look.py": LOOK.replace("PATHS", repr(ours)),
+            "packed.py": PACKED,
         }
     )
+    _make_venv(made)
     _build(made)
     before = made.condorctl("submit", "test", "--set", "universe=docker", check=False)
     assert "stages.train.image: a docker stage needs an image" in before.stderr
     record: dict[str, Any] = made.json("image", "push", "--to", f"{made.registry}/stage:1")
     assert re.fullmatch(rf"{made.registry}/stage@sha256:[0-9a-f]{{64}}", record["image"])
     return record
+
+
+def _make_venv(made: ContainerPool) -> None:
+    venv = made.project / ".venv"
+    made.account.run(sys.executable, "-m", "venv", "--without-pip", str(venv))
+    pip = [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python")]
+    subprocess.run([*pip, "install", "--quiet", "msgpack==1.2.*"], check=True)
+    made.account.own(venv)
 
 
 def _ours(made: ContainerPool) -> list[Path]:
@@ -141,6 +164,10 @@ def test_from_a_dockerfile_to_results(made: ContainerPool, pushed: dict[str, Any
     assert seen["python"] == "/usr/bin/python3" and seen["user"] == user
     assert all(path.exists() for path in _ours(made)) and seen["there"] == []
     assert seen["shm"] <= 64 << 20
+    made.wait(run, "packed", ["done"])
+    text = (made.project / "exp/runs" / run / "packed" / "packed.json").read_text()
+    base, prefix, seven = json.loads(text)
+    assert (base, seven) == ("/usr", 7) and prefix.endswith("/_condorctl_venv")
     made.condorctl("ssh", f"{run}/train", "touch enough")
     made.wait(run, "train", ["done"])
     [row] = made.json("results", run)["results"]
@@ -257,9 +284,14 @@ def _why(made: ContainerPool, *words: str) -> dict[str, str]:
 
 # Each stage of the method for a moment: what is learnt does not matter here.
 TINY = {
-    r"(?m)^epochs = .*": "epochs = 1",
-    r"(?m)^pgd_steps = .*": "pgd_steps = [10, 20, 20]",
-    r"(?m)^pgd_restarts = .*": "pgd_restarts = [1, 1, 1]",
+    r"epochs = .*": "epochs = 1",
+    r"steps = .*": "steps = 1",
+    r"widths = .*": "widths = [16, 16, 16]",
+    r"validation = .*": "validation = 60",
+    r"train_images = .*": "train_images = 300",
+    r"test_images = .*": "test_images = 60",
+    r"pgd_steps = .*": "pgd_steps = [1, 1, 1]",
+    r"pgd_restarts = .*": "pgd_restarts = [1, 1, 1]",
 }
 
 
@@ -290,7 +322,7 @@ def test_the_method_in_containers(made: ContainerPool, pushed: dict[str, Any]) -
     preset = made.project / "robust" / "presets"
     text = (preset / "smoke.toml").read_text()
     for pattern, tiny in TINY.items():
-        text = re.sub(pattern, tiny, text)
+        text = re.sub(f"(?m)^{pattern}", tiny, text)
     (preset / "tiny.toml").write_text(text)
     made.write({"sites/torch.yaml": SITE.replace("}", ", +WantPackages: true}")})
     words = ["submit", "pipeline", "--set", "universe=docker", "--set", "preset=tiny"]
@@ -330,7 +362,7 @@ def test_apptainer(made: ContainerPool, pushed: dict[str, Any]) -> None:
     made.condorctl("image", "build", *base, "--file", "small/Dockerfile", "--tag", small)
     made.account.run("podman", "push", "--quiet", small)
     made.add_apptainer()
-    box = made.account.home / "box"
+    box = made.fast / "box"
     build = ["apptainer", "build", "--no-https"]
     made.account.run(*build, "--sandbox", str(box), f"docker://{made.registry}/stage:1")
     made.account.run(*build, str(made.project / "small.sif"), f"docker://{small}")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Condorctl
+from tests.fork_server import ForkServer
 from tests.postgres import Postgres
-from tests.unit.fork_server import ForkServer
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -135,3 +135,10 @@ def test_what_a_job_may_write(tmp_path: Path) -> None:
     assert lines[-2].text == " 99%"
     assert max(len(line.text) for line in traces.read(path)) <= 1000
     assert traces.tail(tmp_path / "none") == traces.tail(tmp_path) == []
+
+
+def test_apptainer_says_why_there_is_no_container(tmp_path: Path) -> None:
+    text = "could not open image /x.sif: failed to retrieve path for /x.sif"
+    failure = _diagnose(tmp_path, f"FATAL:   {text}\n", code=255)
+    assert failure.cause == f"Apptainer could not start its container: {text}"
+    assert "FATAL" not in _diagnose(tmp_path, "FATAL: my own trouble\n", code=255).cause

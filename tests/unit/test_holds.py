@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from condorctl.explain import holds, programs
+from condorctl.explain import holds, programs, starts
 
 INPUT = (
     "Transfer input files failure at access point vm while sending files to execution point "
@@ -68,6 +68,11 @@ URL = (
          "the registry has no x/y:1, or wants a login for it", "correct `image`"),
         (35, 0, "Error from slot1@vm: Resource limits are not supported Error: container-init binary "
          "not found on the host", "its container could not be started", "see what the node says"),
+        (3, 45, "its container could not be started 10 times; Error from slot1_2@n7.example: "
+         "Singularity test failed:FATAL:   while extracting /x.sif: no space left on device",
+         "its container could not be started, so often that it is not tried any more: "
+         "slot1_2@n7.example has no room", 'if other nodes can: `requirements: Machine != "n7.exam'),
+        (3, 45, "", "its container could not be started, so often", "`condorctl explain 7.0` has"),
         (46, 0, "The job exceeded allowed job duration of 00:05", "it took longer", "raise that"),
         (4711, 1, "?", "hold code 4711.1", "see the reason below"),
         (None, None, "", "hold code None.None", "see the reason below"),
@@ -79,6 +84,25 @@ def test_cause_and_mend(
     hold = holds.explain(code, subcode, "7.0", reason)
     assert hold.cause.startswith(cause)
     assert hold.mend.startswith(mend)
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"),
+    [
+        ("Error from slot1@vm: Singularity test failed:FATAL:   could not open image /x/{y}.sif: "
+         "failed to retrieve path for /x/{y}.sif: lstat /x: no such file or directory",
+         "slot1@vm has no image /x/{y}.sif"),
+        ("Error from slot1@vm: Singularity test failed:FATAL: no {idea}\nat all",
+         "Apptainer on slot1@vm cannot start its image: FATAL: no {idea} at all"),
+        ("Error from slot1_2@vm: Cannot inspect exited container", "Docker on slot1_2@vm has lost"),
+        ("Error from slot1_2@vm: {what} is wrong", "slot1_2@vm gave it back: {what} is wrong"),
+        ("no words of a node", "its node gave it back: no words of a node"),
+    ],
+)  # fmt: skip
+def test_why_a_node_gave_a_job_back(reason: str, cause: str) -> None:
+    found, mend = starts.explain(reason)
+    assert found.startswith(cause)
+    assert "{node}" not in mend and ("NODE" in mend) == ("slot" not in reason)
 
 
 def test_the_interpreter_that_is_not_there() -> None:

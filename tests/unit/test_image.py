@@ -145,6 +145,34 @@ def test_a_site_says_where_stages_run_unless_they_do(project: Path) -> None:
     assert vanilla["universe"] == "vanilla" and "docker_image" not in vanilla
 
 
+def test_an_image_that_a_default_names_is_nothing_to_a_vanilla_stage(project: Path) -> None:
+    (project / "sites").mkdir()
+    (project / "sites" / "lab.yaml").write_text("defaults: {image: r.example/lab:1}")
+    file = project / "jobs" / "p.yaml"
+    stages = "stages: {in: {command: [x], universe: docker}, out: {command: [x]%s}}"
+    for defaults, own in (
+        ("universe: docker, image: r.example/x:1", ", universe: vanilla"),
+        ("universe: docker, image: r.example/x:1", ", universe: vanilla, image: ''"),
+        ("image: r.example/x:1", ""),
+        ("image: r.example/x:1", ", universe: ''"),
+    ):
+        file.write_text(f"defaults: {{{defaults}}}\n{stages % own}")
+        given = reader.load(file).stages
+        assert (given["in"].universe, given["in"].image) == ("docker", "r.example/x:1")
+        assert (given["out"].universe, given["out"].image) == ("vanilla", "")
+    file.write_text("defaults: {image: r.example/x:1}\n" + stages % ", image: r.example/y:1")
+    with pytest.raises(UserError, match=r"stages\.out\.image: a vanilla stage runs on the node"):
+        reader.load(file)
+    # Who says vanilla of all stages means it; of a site, stages may take its image or not.
+    file.write_text(
+        "defaults: {universe: vanilla, image: r.example/x:1}\nstages: {s: {command: [x]}}"
+    )
+    assert reader.load(file).stages["s"].image == ""
+    file.write_text(stages % "")
+    given = reader.load(file, site="lab").stages
+    assert (given["in"].image, given["out"].image) == ("r.example/lab:1", "")
+
+
 def test_what_stages_import(project: Path) -> None:
     (project / "mine").mkdir()
     (project / "mine" / "__init__.py").write_text(
@@ -159,13 +187,19 @@ def test_what_stages_import(project: Path) -> None:
     )
     (project / "go.py").write_text("import mine, helper, torch\nfrom condorctl import job\n")
     (project / "helper.py").write_text("import numpy\n")
-    (project / "jobs" / "p.yaml").write_text(
+    file = project / "jobs" / "p.yaml"
+    file.write_text(
         "stages: {s: {command: [python, go.py], code: [mine], inputs: [go.py, helper.py]}}"
     )
-    found = imports.of([reader.load(project / "jobs" / "p.yaml")])
+    found = imports.of([reader.load(file)])
     assert found == {
         "attrs": True, "faster": False, "matplotlib": False, "numpy": True, "torch": True,
     }  # fmt: skip
+    # What a stage brings in an environment of its own, the image need not have.
+    (project / "venv").mkdir()
+    (project / "venv" / "pyvenv.cfg").write_text("version = 3.11\n")
+    file.write_text(file.read_text().replace("code:", "venv: venv, code:"))
+    assert imports.of([reader.load(file)]) == {}
 
 
 def test_an_engine_that_is_not_there_is_one_line(

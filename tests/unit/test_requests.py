@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 
+import classad2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,3 +79,43 @@ def test_a_job_that_may_do_without_asks_by_its_age_and_takes_any_slot_then() -> 
     none = "TARGET.PartitionableSlot =?= true || (TARGET.GPUs ?: 0) == 0"
     both = f"RequestGPUs == 0 ? ({none}) : ({some} && {count})"
     assert lines[-1] == f"requirements = (Mine) && ({both})"
+
+
+@pytest.mark.parametrize(
+    ("failed", "starts", "holds", "held"),
+    [
+        (0, 0, 0, False),
+        (2, 2, 0, False),
+        (3, 3, 0, True),
+        # While the fourth goes on nobody knows whether it failed.
+        (3, 4, 0, False),
+        # Each start that went well, and each hold, gives as many tries more.
+        (5, 6, 0, False),
+        (6, 7, 0, True),
+        (5, 5, 1, False),
+        (6, 6, 1, True),
+    ],
+)
+def test_a_container_is_tried_so_often_and_no_eviction_counts(
+    failed: int, starts: int, holds: int, held: bool
+) -> None:
+    keys = {"name": "s", "command": ["x"], "universe": "docker", "image": "x"}
+    stage = Stage.model_validate({**keys, "container_tries": 3})
+    lines = requests.lines(None, stage)["container"]
+    ad = classad2.ClassAd(
+        f'[ NumJobStarts = {starts}; VacateReasonCode = 45; VacateReason = "Error from x";'
+        f"NumVacatesByReason = [ SingularityTestFailed = {failed}; ScheddVacate = 7 ];"
+        f"NumHoldsByReason = [ JobPolicy = {holds}; UserRequest = 9 ] ]"
+    )
+    for line in lines.splitlines():
+        name, _, expression = line.partition("=")
+        ad[name.strip().removeprefix("MY.")] = classad2.ExprTree(expression)
+    assert ad.eval("periodic_hold") is held
+    told = ad.eval("periodic_hold_reason")
+    assert told == f"its container could not be started {failed} times; Error from x" or not held
+    for other in ({"container_tries": 0}, {"universe": "vanilla", "image": ""}):
+        plain = requests.lines(None, Stage.model_validate({**keys, **other}))
+        assert plain["container"] == ""
+    # Of a schedd that does not count them, none is held.
+    del ad["NumVacatesByReason"], ad["VacateReasonCode"], ad["VacateReason"]
+    assert ad.eval("periodic_hold") is False

@@ -214,6 +214,10 @@ WRONG = {
         "stages:\n  s:\n    command: [x]\n    image: a/b",
         "p.yaml:4: stages.s.image: a vanilla stage runs on the node itself",
     ),
+    "a default image for stages of which none has a universe": (
+        "defaults:\n  image: a/b\nstages: {s: {command: [x]}, t: {command: [x]}}",
+        "p.yaml:2: defaults.image: no stage runs in it: say `universe: docker`",
+    ),
     "a universe without its image": (
         "stages: {s: {command: [x], universe: docker}}",
         "p.yaml:1: stages.s.image: a docker stage needs an image",

@@ -208,3 +208,29 @@ def test_a_foreign_record_without_a_time_gets_one_when_it_changes() -> None:
     first = of.progress["time"]
     assert first == pytest.approx(time.time(), abs=5)
     assert (progress.heard(of, record) or {})["time"] == first
+
+
+def test_how_often_in_a_row_nodes_gave_a_job_back_with_an_error() -> None:
+    error, now = "Error from slot1@n1: Singularity test failed:FATAL: no", time.time()
+
+    def back(*entered: tuple[str, float, str]) -> int:
+        of = job(*((state, now - ago) for state, ago, _ in entered))
+        for one, (_, _, detail) in zip(of.states, entered, strict=True):
+            one.detail = detail
+        view = described(run(stage("s", of)))
+        found = view["stages"][0]["sent_back"]
+        lines = status.troubles(view)
+        assert any("was sent back" in line for line in lines) == bool(found and found["times"] > 1)
+        return int(found["times"]) if found else 0
+
+    start, ran = ("idle", 900, ""), ("running", 800, "n1")
+    first, again = ("idle", 790, error), [("running", 80, "n1"), ("idle", 70, error)]
+    assert back(start) == back(start, ran) == 0
+    assert back(start, ran, ("idle", 700, "vacated by condor_vacate_job")) == 0
+    assert back(start, ran, first) == 1
+    assert back(start, ran, first, *again) == 2
+    # What runs now may be given back within seconds, or run.
+    assert back(start, ran, first, *again, ("running", 5, "n2")) == 2
+    assert back(start, ran, first, *again, ("running", 65, "n2")) == 0
+    assert back(start, ran, first, *again, ("idle", 1, "vacated by condor_vacate_job")) == 0
+    assert back(start, ran, first, ("held", 90, ""), ("idle", 85, ""), *again) == 1

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 
+from condorctl import paths
 from condorctl.errors import UserError
+from condorctl.ledger import Ledger
 from condorctl.submit import venvs
+from tests.conftest import Condorctl
+from tests.unit import runs_made
+
+DAY_S = 86400
 
 
 @pytest.fixture
@@ -55,3 +64,48 @@ def test_a_failed_packing_leaves_nothing_in_the_cache(venv: Path) -> None:
     with pytest.raises(UserError, match=r"venv .*: cannot be packed: "):
         venvs.pack(venv)
     assert list((venv.parent / "cache" / "condorctl" / "venvs").iterdir()) == []
+
+
+def test_the_cache_is_shown_and_freed_but_for_what_runs_need(
+    venv: Path, condorctl: Condorctl
+) -> None:
+    now, cache = time.time(), venvs.folder()
+    old = {name: cache / f"{name}.pex" for name in ("going", "failed", "done", "late", "nobodys")}
+    fresh, killed = cache / "fresh.pex", cache / f"{venvs.PARTIAL}xyz"
+    killed.mkdir(parents=True)
+    (killed / "half.pex").write_bytes(b"x" * 500)
+    for file in (*old.values(), fresh):
+        file.write_bytes(b"x" * 1000)
+    for path in (*old.values(), killed):
+        os.utime(path, (now - 9 * DAY_S, now - 9 * DAY_S))
+    with Ledger(paths.ledger()).session() as session:
+        for name, state, days in (
+            ("going", "running", 5), ("failed", "failed", 5), ("done", "done", 5),
+            ("late", "done", 1),
+        ):  # fmt: skip
+            ended = None if state == "running" else now - days * DAY_S + 60
+            inputs = {".venv": {"source": str(old[name]), "copied": False}}
+            run = runs_made.run(
+                name=name, state=state, submitted=now - days * DAY_S, finished=ended,
+                folder=venv.parent, provenance={"inputs": inputs}, owner=getpass.getuser(),
+            )  # fmt: skip
+            session.add(run)
+    listed = json.loads(condorctl("venv", "list", "--json").stdout)
+    assert [Path(one["file"]).stem for one in listed["environments"]][:2] == ["fresh", "late"]
+    assert listed["bytes"] == 6000 and listed["folder"] == str(cache)
+    needed = {one["needed_by"][0]: one for one in listed["environments"] if one["needed_by"]}
+    assert needed.keys() == {"going", "failed"} and needed["going"]["venvs"] == [".venv"]
+
+    def clean(*words: str) -> tuple[int, set[str]]:
+        told = json.loads(condorctl("venv", "clean", *words, "--json").stdout)
+        return told["bytes"], {Path(one["file"]).stem for one in told["removed"]}
+
+    assert clean("--dry-run") == (3500, {"done", "late", "nobodys"})
+    assert all(file.exists() for file in (*old.values(), fresh, killed))
+    assert clean("--older-than", "3") == (2500, {"done", "nobodys"})
+    assert not killed.exists() and not old["done"].exists()
+    assert "kept for going: going.pex  1 kB  .venv, 1 run, used 5 d ago" in (
+        condorctl("venv", "clean").stdout
+    )
+    assert clean("--force") == (3000, {"going", "failed", "fresh"})
+    assert condorctl("venv", "list").stdout == f"0 B in {cache}\n"

@@ -167,7 +167,7 @@
     page = [];
     const { stages } = view;
     section("head", [view.state, view.elapsed_s, view.eta_s, view.counts, view.unreachable, Math.floor((view.age_s || 0) / 5)], () => head(view));
-    const troubled = stages.filter((stage) => stage.hold || stage.state === "failed");
+    const troubled = stages.filter((stage) => needed(stage) || stage.state === "failed");
     section("trouble", [troubled, view.problem], () => troubles(view, troubled));
     notice(view.note);
     section("graph", [stages.map((stage) => [stage.stage, stage.state, stage.needs]), narrow()], () => graph(view));
@@ -200,14 +200,18 @@
       view.unreachable && h("p", { class: "warn" }, "Last known state: ", view.unreachable));
   }
 
+  // Why it needs its user: it is held, or its nodes give it back again and again.
+  const needed = (stage) => stage.hold || (stage.sent_back && stage.sent_back.times > 1 ? stage.sent_back : null);
+
   function troubles(view, troubled) {
     if (!troubled.length && !view.problem) return null;
     const most = 10;
-    const items = troubled.slice(0, most).map((stage) => h("li", {},
+    const items = troubled.slice(0, most).map((stage) => [stage, needed(stage)]).map(([stage, why]) => h("li", {},
       h("p", {}, link(view.run, stage.stage, name(stage.stage)), " ", pill(stage.state), " ", h("span", { class: "soft mono" }, stage.job)),
-      stage.hold && [h("p", {}, h("strong", {}, "Cause: "), stage.hold.cause), h("p", {}, h("strong", {}, "Mend: "), stage.hold.mend),
-        stage.hold.reason && h("p", { class: "soft" }, "HTCondor says: ", h("bdi", {}, stage.hold.reason))],
-      !stage.hold && stage.ended_with && h("p", {}, "It ended with ", stage.ended_with, `: condorctl explain ${stage.job} looks for the cause`)));
+      why && why.times && h("p", {}, `It was sent back ${why.times} times in a row.`),
+      why && [h("p", {}, h("strong", {}, "Cause: "), why.cause), h("p", {}, h("strong", {}, "Mend: "), why.mend),
+        why.reason && h("p", { class: "soft" }, "HTCondor says: ", h("bdi", {}, why.reason))],
+      !why && stage.ended_with && h("p", {}, "It ended with ", stage.ended_with, `: condorctl explain ${stage.job} looks for the cause`)));
     return h("section", { class: "card trouble", "aria-label": "What needs you" },
       h("h2", {}, "Needs you"),
       h("ul", {}, view.problem && h("li", {}, "DAGMan is ", view.state, ": ", view.problem), items),

@@ -1,7 +1,7 @@
 """Runs the command line as a process of its own without waiting for Python's imports each time.
 
 A command is forked from a process that has imported condorctl and has done nothing else. What a
-command imports, and when, is tested with real starts (`test_package`, and all of tests/pool).
+command imports, and when, is tested with real starts (`test_package`, and most of tests/pool).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,22 +24,31 @@ _NOT_PRELOADED = ("__main__", "starter_files", "migrations")
 
 
 class ForkServer:
-    """The process; `run` is what `subprocess.run` of the command line would be."""
+    """The process; `run` is what `subprocess.run` of the command line would be.
 
-    def __init__(self) -> None:
+    `start` makes of its command line the one that starts it as somebody else.
+    """
+
+    def __init__(self, start: Callable[[Sequence[str]], list[str]] = list) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, cwd=Path(__file__).parents[2],
+            start([sys.executable, "-m", __name__]), stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
         )  # fmt: skip
         self._lock = threading.Lock()
 
     def run(
-        self, words: tuple[str, ...], cwd: Path, timeout: float
+        self,
+        words: tuple[str, ...],
+        cwd: Path,
+        timeout: float,
+        environment: Mapping[str, str] = os.environ,
     ) -> subprocess.CompletedProcess[str]:
         assert self._server.stdin and self._server.stdout
         with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
+            for file in (out, err):
+                Path(file.name).chmod(0o666)
             request = {
-                "words": words, "cwd": str(cwd), "env": dict(os.environ), "out": out.name,
+                "words": words, "cwd": str(cwd), "env": dict(environment), "out": out.name,
                 "err": err.name,
             }  # fmt: skip
             with self._lock:
