@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from condorctl.condor import cluster
 from tests import crash
 from tests.conftest import Condorctl
 
@@ -29,6 +33,19 @@ defaults: {request_memory: 64 MB, request_disk: 50 MB}
 stages:
   one: {command: [python, work.py, "1"], inputs: [work.py], outputs: [model.pt, metrics.jsonl]}
   two: {command: [sh, -c, "exit 3"], needs: [one]}
+"""
+
+ONE = "stages: {one: {command: [sh, -c, 'echo > x'], outputs: [x], request_memory: 64 MB}}"
+
+# Dies in one of the two requests around the sending of files, which no count of calls may hit.
+DIES_AT = """
+import os, sys
+from condorctl import cli, pool
+pool.activate()
+import htcondor2
+htcondor2.Schedd.{} = lambda *_: os.kill(os.getpid(), 9)
+sys.argv[1:] = ["submit", "test"]
+cli.main()
 """
 
 
@@ -90,9 +107,7 @@ def dags(condor: Callable[..., str], project: Path) -> list[tuple[str, int]]:
 def test_a_submission_that_is_killed_is_whole_or_was_none(
     pool: Path, project: Path, condorctl: Condorctl, condor: Callable[..., str], ledger: Path
 ) -> None:
-    (project / "jobs" / "test.yaml").write_text(
-        "stages: {one: {command: [sh, -c, 'echo > x'], outputs: [x], request_memory: 64 MB}}"
-    )
+    (project / "jobs" / "test.yaml").write_text(ONE)
     # Done once, it is taken over from then on: a DAG without a job, which ends at once.
     assert condorctl("submit", "test", "--follow").returncode == 0
     runs, killed = project / "exp" / "runs", 0
@@ -115,6 +130,61 @@ def test_a_submission_that_is_killed_is_whole_or_was_none(
     assert len({folder for folder, _ in came}) == len(came)
     lost = [(state, problem) for _, number, state, problem in known if number is None]
     assert all(state == "failed" and "`condorctl resume" in told for state, told in lost), lost
+
+
+def test_a_submission_elsewhere_that_is_killed_comes_there_once_or_not_at_all(
+    pool: Path, project: Path, condorctl: Condorctl, condor: Callable[..., str], ledger: Path,
+    remote: str, token: Callable[..., str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    token()
+    (project / "jobs" / "test.yaml").write_text(ONE)
+    assert condorctl("submit", "test", "--follow").returncode == 0
+    monkeypatch.setenv("CONDORCTL_SCHEDD", remote)
+    runs, killed = project / "exp" / "runs", 0
+    command = crash.condorctl("submit", "test", "--json")
+    for point in chosen(command, project, every=100):
+        killed += crash.kill(command, project, point)
+        crash.assert_whole(ledger, runs)
+        left = {run["run"] for run in told(condorctl, "status", "--all")["runs"]}
+        assert left == {path.name for path in runs.glob("[!.]*")}, point
+    assert killed > 1
+
+    def all_ended() -> dict[str, Any]:
+        deadline = time.monotonic() + 120
+        while True:
+            views = {view["run"]: view for view in told(condorctl, "status", "--all")["runs"]}
+            if not (going := [view for view in views.values() if not view["finished"]]):
+                return views
+            assert time.monotonic() < deadline, going
+            time.sleep(1)
+
+    all_ended()
+    for moment, state in (("spool", "failed"), ("edit", "done")):
+        dies = subprocess.run([sys.executable, "-c", DIES_AT.format(moment)], cwd=project)
+        assert dies.returncode == -signal.SIGKILL
+        # What came there has ended and was brought back; what did not says what to do.
+        ended = all_ended()
+        [new] = ended.keys() - left
+        assert ended[new]["state"] == state
+        left.add(new)
+    for name in (name for name, view in ended.items() if view["state"] == "failed"):
+        assert "`condorctl resume" in told(condorctl, "status", name)["problem"]
+    # The schedd removes a job whose files break off; here it can even write that into its log.
+    assert {view["state"] for view in ended.values()} <= {"failed", "done", "removed"}
+    [*_, unsent] = [name for name, view in ended.items() if view["state"] == "failed"]
+    assert condorctl("resume", unsent).returncode == 0
+    assert all_ended()[unsent]["state"] == "done"
+    # What was brought back leaves the queue some time later.
+    wanted = ("-const", "JobStatus != 3", "-af:t", cluster.FOLDER, "ClusterId")
+    history = ("-file", str(pool / "remote" / "spool" / "history"))
+    lines = condor("condor_q", "-name", remote, "-allusers", *wanted).splitlines()
+    lines += condor("condor_history", *history, *wanted).splitlines()
+    told_of = {(folder, int(number)) for folder, number in (line.split("\t") for line in lines)}
+    came = sorted(one for one in told_of if one[0].startswith(str(project)))
+    with closing(sqlite3.connect(ledger)) as file:
+        rows = file.execute("SELECT folder, cluster FROM run WHERE spooled AND state = 'done'")
+        assert sorted(rows) == came
+    assert len({folder for folder, _ in came}) == len(came)
 
 
 def test_a_look_that_is_killed_has_seen_nothing_or_all_of_it(
