@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,17 @@ def ended(
     return restore
 
 
-def chosen(command: list[str], project: Path, every: int) -> Iterator[crash.Point]:
-    """The points at which `command` is killed, after it was run once undisturbed."""
+def chosen(
+    command: list[str], project: Path, every: int, always: Sequence[str] = ()
+) -> Iterator[crash.Point]:
+    """The points at which `command` is killed, after it was run once undisturbed.
+
+    Each `every`-th of them, and all of the calls in `always`.
+    """
     every = int(os.environ.get("CONDORCTL_CRASH_EVERY", every))
-    for point in crash.some(crash.points(command, project), every):
+    found = crash.points(command, project)
+    some = crash.some(found, every)
+    for point in (point for point in found if point in some or point.call in always):
         print(point, flush=True)
         yield point
 
@@ -211,7 +218,8 @@ def test_a_fetch_that_is_killed_is_done_by_the_next(
 ) -> None:
     words = ("fetch", "test-1/one", "model.pt", "metrics.jsonl", "--to", "back")
     command, killed = crash.condorctl(*words, "--json"), 0
-    for point in chosen(command, project, every=14):
+    # A file is made, and gets its name.
+    for point in chosen(command, project, every=24, always=("ftruncate", "rename")):
         shutil.rmtree(project / "back")
         killed += crash.kill(command, project, point)
         crash.assert_whole(ledger, project / "exp" / "runs")
