@@ -160,6 +160,10 @@ def test_whatever_stops_a_job_its_end_is_that_of_an_undisturbed_one(
 
     # --- the whole run out of the queue, and on with it ---
     wait(name, reaches("train-often", epoch + 5))
+    # Who was told to leave saved its last step, so no step was done twice.
+    wait(name, reaches("count-soft", 1))
+    steps = (tmp_path / "count-soft").read_text().split()
+    assert len(steps) == len(set(steps))
     assert condorctl("cancel", name).returncode == 0
     assert not condor("condor_q", "-allusers", "-af", "ClusterId").strip()
     assert condorctl("resume", name).returncode == 0

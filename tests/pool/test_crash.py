@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,17 @@ stages:
 
 ONE = "stages: {one: {command: [sh, -c, 'echo > x'], outputs: [x], request_memory: 64 MB}}"
 
-# Dies in one of the two requests around the sending of files, which no count of calls may hit.
-DIES_AT = """
+# Dies in a moment that no count of calls may hit: before one of its requests to the schedd, or with
+# the answer to it.
+DIES = """
 import os, sys
 from condorctl import cli, pool
 pool.activate()
 import htcondor2
-htcondor2.Schedd.{} = lambda *_: os.kill(os.getpid(), 9)
-sys.argv[1:] = ["submit", "test"]
+when, name, *sys.argv[1:] = sys.argv[1:]
+asks = getattr(htcondor2.Schedd, name)
+dies = lambda *_: os.kill(os.getpid(), 9)
+setattr(htcondor2.Schedd, name, dies if when == "before" else lambda *words: dies(asks(*words)))
 cli.main()
 """
 
@@ -95,6 +99,13 @@ def chosen(
     for point in (point for point in found if point in some or point.call in always):
         print(point, flush=True)
         yield point
+
+
+def dies(project: Path, when: str, request: str, *words: str) -> bool:
+    """Run condorctl to its end "before" or "after" the first `request`; True."""
+    command = [sys.executable, "-c", DIES, when, request, *words]
+    assert subprocess.run(command, cwd=project).returncode == -signal.SIGKILL
+    return True
 
 
 def told(condorctl: Condorctl, *words: str) -> Any:
@@ -167,8 +178,7 @@ def test_a_submission_elsewhere_that_is_killed_comes_there_once_or_not_at_all(
 
     all_ended()
     for moment, state in (("spool", "failed"), ("edit", "done")):
-        dies = subprocess.run([sys.executable, "-c", DIES_AT.format(moment)], cwd=project)
-        assert dies.returncode == -signal.SIGKILL
+        dies(project, "before", moment, "submit", "test")
         # What came there has ended and was brought back; what did not says what to do.
         ended = all_ended()
         [new] = ended.keys() - left
@@ -253,13 +263,14 @@ def test_a_resume_that_is_killed_can_be_done_again(
 ) -> None:  # fmt: skip
     command = crash.condorctl("resume", "test-1", "--json")
     killed = 0
-    for point in chosen(command, project, every=30):
+    kills = [partial(crash.kill, command, project, p) for p in chosen(command, project, every=40)]
+    for kill in (*kills, partial(dies, project, "after", "submit", "resume", "test-1")):
         condorctl("cancel", "test-1")
-        killed += crash.kill(command, project, point)
+        killed += kill()
         crash.assert_whole(ledger, project / "exp" / "runs")
         again = condorctl("resume", "test-1")
         assert again.returncode == 0 or "still in the queue" in again.stderr, again
         view = told(condorctl, "status", "test-1")
-        assert len({view["dag"], *view["earlier"]}) == len(dags(condor, project)), point
+        assert len({view["dag"], *view["earlier"]}) == len(dags(condor, project)), kill
         assert view["stages"][0]["state"] == "done"
-    assert killed > 1
+    assert killed > 2
