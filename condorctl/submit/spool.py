@@ -42,10 +42,7 @@ _REMOVED, _COMPLETED, _HELD = 3, 4, 5
 _SPOOLING = 16
 _TOLD = ["JobStatus", "HoldReasonCode", "JobStartDate", "SUBMIT_Iwd"]
 _SUBMIT_EVENT = 0
-_NOT_SENT = (
-    "its DAGMan has never started, because condorctl was stopped while submitting it: "
-    "`condorctl resume {}` does that"
-)
+_NOT_SENT = "its DAGMan has never started: `condorctl resume {}` submits it again"
 # Whole only when DAGMan has ended, as is its rescue file, which it writes when it fails.
 _LAST = ("dagman.out", "lib.out", "lib.err", "metrics")
 
