@@ -28,6 +28,7 @@ def open_ledger() -> Ledger:
     # As root this changes who the process is, which only its first thread may do. What needs a
     # pool says so itself: a finished run can be looked at without one.
     with contextlib.suppress(UserError):
+        pool.expect()
         pool.activate()
     return Ledger(paths.ledger())
 

@@ -150,10 +150,12 @@ class Folder:
             if not _is_being_written(file):
                 file.unlink(missing_ok=True)
 
-    def empty(self) -> None:
-        """Remove all checkpoints of all work."""
+    def empty(self, keep: int = 0) -> None:
+        """Remove the checkpoints of all work but the newest `keep`."""
+        named = {name for one in self.checkpoints()[:keep] for name in one.names}
         for file in [*self._files(_MANIFEST), *self._files(_PART), *self._files(_COPIED)]:
-            file.unlink(missing_ok=True)
+            if file.name not in named:
+                file.unlink(missing_ok=True)
 
     def remove(self, one: Checkpoint) -> None:
         """Remove a checkpoint that is of no use; what it named goes with the next `prune`."""

@@ -260,6 +260,8 @@ def _conclude(session: Session, run: Run) -> None:
         run.state = "failed"
     if run.state == "failed" and not any(stage.jobs for stage in stages):
         run.problem = _last_error(Path(f"{run.dag_file}.dagman.out"))
+    if run.state == "done" and run.kind == "pipeline":
+        leavings.forget_checkpoints(run)
 
 
 def _succeeded(stage: Stage) -> bool:

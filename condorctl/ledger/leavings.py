@@ -42,9 +42,9 @@ def read(session: Session, run: Run, jobs: Sequence[Job]) -> None:
             _read_metrics(run.path / job.stage.name, job, metrics, results)
         read_record(job)
         if job.state == "completed":
-            # A stage that is done goes on from nowhere, and its checkpoints may be large.
+            # DAGMan runs it again when it loses the word of its end, as on a full disk.
             with suppress(OSError):
-                Folder(job.stage.folder / FOLDER).empty()
+                Folder(job.stage.folder / FOLDER).empty(keep=1)
             secrets.forget(job.stage.folder)
     for table, rows in ((Metric, metrics), (Result, results)):
         told = [row["job_id"] for row in rows]
@@ -54,6 +54,13 @@ def read(session: Session, run: Run, jobs: Sequence[Job]) -> None:
             session.execute(delete(table).where(table.job_id.in_(again)))
         if rows:
             session.execute(insert(table), rows)
+
+
+def forget_checkpoints(run: Run) -> None:
+    """A run that is done goes on from nowhere, and its checkpoints may be large."""
+    for stage in run.stages:
+        with suppress(OSError):
+            Folder(run.path / stage.name / FOLDER).empty()
 
 
 def _read_metrics(folder: Path, job: Job, metrics: list[Json], results: list[Json]) -> None:

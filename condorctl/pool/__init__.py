@@ -24,7 +24,7 @@ from condorctl.pool.personal import PersonalPool
 if TYPE_CHECKING:
     from condorctl.terminal import Progress
 
-__all__ = ["Pool", "Status", "activate", "down", "find", "status", "up"]
+__all__ = ["Pool", "Status", "activate", "down", "expect", "find", "status", "up"]
 
 Where = Literal["environment", "personal", "system"]
 
@@ -104,6 +104,16 @@ def activate() -> Pool:
     elif pool.where == "system":
         os.environ.pop("CONDOR_CONFIG", None)  # it named the user's own pool, which is down
     return pool
+
+
+def expect() -> None:
+    """Have a process that begins before its pool does be ready for it.
+
+    Where there is no HTCondor at all, the one that comes up is the user's own, and root must have
+    become an ordinary user before threads run. Raises UserError as `activate` does.
+    """
+    if find() is None and not elsewhere.collector():
+        identity.leave_root()
 
 
 def up(cpus: int | None = None, progress: Progress = lambda what, done, total: None) -> Status:

@@ -25,7 +25,7 @@ from condorctl.condor import cluster, submit_language
 from condorctl.condor.codes import OVER, JobEvent, JobStatus
 from condorctl.errors import UserError
 from condorctl.ledger import Ledger, LogPosition, Run, runfile, sharing
-from condorctl.submit import content
+from condorctl.submit import content, drafts
 from condorctl.submit.snapshot import Snapshot
 
 # What comes back lies here first, below the run's folder.
@@ -41,6 +41,10 @@ _LEAVE_IN_QUEUE = (
 # In a rendered submit file: the line, and a path on it that `places` gave.
 _INPUTS = re.compile(r"^[ \t]*transfer_input_files[ \t]*=.*$", re.IGNORECASE | re.MULTILINE)
 _INPUT = re.compile(r"([=,]\s*)(inputs/x?\d+)(?=/)")
+# Why a job is held whose files are on their way (manual, "HoldReasonCode").
+_SPOOLING = 16
+_TOLD = ["JobStatus", "HoldReasonCode", "JobStartDate", "SUBMIT_Iwd"]
+_NOT_SENT = "its DAGMan has never started: `condorctl resume {}` submits it again"
 # Whole only when DAGMan has ended, as is its rescue file, which it writes when it fails.
 _LAST = ("dagman.out", "lib.out", "lib.err", "metrics")
 
@@ -52,6 +56,7 @@ class _Spooled:
     row: int
     dag: Path
     number: int
+    began: float
 
     @property
     def folder(self) -> Path:
@@ -139,8 +144,7 @@ def submit(dag: Path, batch_name: str) -> int:
             schedd.edit([f"{number}.0"], "SUBMIT_Iwd", f'"{staging}"')
         except BaseException as error:
             with contextlib.suppress(htcondor.HTCondorException):
-                schedd.act(htcondor.JobAction.Remove, [f"{number}.0"], "its files did not arrive")
-                schedd.edit([f"{number}.0"], "LeaveJobInQueue", "false")
+                _take_back(number)
             if isinstance(error, htcondor.HTCondorException):
                 raise cluster.refused(f"{dag.name}: its files did not arrive", error) from None
             raise
@@ -156,7 +160,12 @@ def bring_back(ledger: Ledger) -> str | None:
     with ledger.session() as session:
         runs = session.scalars(select(Run).where(Run.finished.is_(None), Run.spooled))
         going = [
-            (run.schedd, _Spooled(run.id, Path(run.dag_file or ""), run.cluster))
+            (
+                run.schedd,
+                _Spooled(
+                    run.id, Path(run.dag_file or ""), run.cluster, run.resumed or run.submitted
+                ),
+            )
             for run in runs
             if run.cluster is not None and sharing.is_ours_to_read(ledger, run)
         ]
@@ -173,8 +182,8 @@ def bring_back(ledger: Ledger) -> str | None:
             continue
         with _locked(run) as mine:
             try:
-                if mine and not _bring(run):
-                    _give_up(ledger, run, here)
+                if mine:
+                    _bring(ledger, run, here)
             except UserError as error:
                 problems.append(str(error))
             except OSError as error:
@@ -182,14 +191,23 @@ def bring_back(ledger: Ledger) -> str | None:
     return "; ".join(problems) or None
 
 
-def _bring(run: _Spooled) -> bool:
-    """Whether the DAG's job is still there."""
+def _bring(ledger: Ledger, run: _Spooled, here: str) -> None:
     htcondor, schedd, _ = cluster.connection()
     job = f"{run.number}.0"
     try:
-        ads = schedd.query(constraint=f"ClusterId == {run.number}", projection=["JobStatus"])
+        ads = schedd.query(constraint=f"ClusterId == {run.number}", projection=_TOLD)
         if not ads:
-            return False
+            problem = f"its DAG job {job} has left the queue of {here} with all files"
+            _give_up(ledger, run, "removed", problem)
+            return
+        if _never_starts(ads[0]):
+            if not drafts.is_under_way(run.folder, run.began):
+                _take_back(run.number)
+                _give_up(ledger, run, "failed", _NOT_SENT.format(run.folder.name))
+            return
+        if ads[0].get("SUBMIT_Iwd") != str(run.staging):
+            # Whoever submitted it was killed before that was said.
+            schedd.edit([job], "SUBMIT_Iwd", f'"{run.staging}"')
         ended = ads[0]["JobStatus"] in OVER
         logs = [run.log("nodes.log"), run.log("dagman.log")]
         _retrieve(schedd, job, logs)
@@ -206,7 +224,23 @@ def _bring(run: _Spooled) -> bool:
     if ended:
         with contextlib.suppress(htcondor.HTCondorException):
             schedd.edit([job], "LeaveJobInQueue", "false")
-    return True
+
+
+def _never_starts(ad: Any) -> bool:
+    """Whether the job's files did not arrive.
+
+    It waits for them, for ever where nobody began to send them; where that broke off the schedd
+    has removed the job.
+    """
+    waits = (ad["JobStatus"], ad.get("HoldReasonCode")) == (JobStatus.HELD, _SPOOLING)
+    return waits or (ad["JobStatus"] == JobStatus.REMOVED and "JobStartDate" not in ad)
+
+
+def _take_back(number: int) -> None:
+    """Remove a DAGMan job that never started. Raises the bindings' own errors."""
+    htcondor, schedd, _ = cluster.connection()
+    schedd.act(htcondor.JobAction.Remove, [f"{number}.0"], ("its files did not arrive", 0))
+    schedd.edit([f"{number}.0"], "LeaveJobInQueue", "false")
 
 
 def _retrieve(schedd: Any, job: str, paths: list[str]) -> None:
@@ -247,11 +281,10 @@ def _install(run: _Spooled, last: list[str]) -> None:
         path.unlink()
 
 
-def _give_up(ledger: Ledger, run: _Spooled, schedd: str) -> None:
+def _give_up(ledger: Ledger, run: _Spooled, state: str, problem: str) -> None:
     with ledger.session() as session:
         found = session.get_one(Run, run.row)
-        found.state, found.finished = "removed", time.time()
-        found.problem = f"its DAG job {run.number}.0 has left the queue of {schedd} with all files"
+        found.state, found.finished, found.problem = state, time.time(), problem
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 A job says through chirp what it keeps in its sandbox; the folder of its stage has what came to the
 submit side, and the schedd's spool what HTCondor itself brought along from an eviction. Outputs
-that the jobs recorded (`job.save`) are listed, too. A stage that is done keeps its outputs alone.
+that the jobs recorded (`job.save`) are listed, too. Of a stage that is done the newest is kept
+until the run is done; then its outputs alone are left.
 """
 
 from __future__ import annotations

@@ -17,6 +17,26 @@ from tests.conftest import Condorctl
 
 Status = dict[str, Any]
 
+# A schedd that knows its users by ID tokens alone and shares no folder with them.
+_REMOTE = """
+DAEMON_LIST = $(DAEMON_LIST) SCHEDD2
+SCHEDD2 = $(SCHEDD)
+SCHEDD2_ARGS = -local-name SCHEDD2
+SCHEDD2.SCHEDD_NAME = remote@$(FULL_HOSTNAME)
+SCHEDD2.BIN = {folder}
+SCHEDD2.SPOOL = {folder}/spool
+SCHEDD2.JOB_QUEUE_LOG = {folder}/spool/job_queue.log
+SCHEDD2.HISTORY = {folder}/spool/history
+SCHEDD2.SCHEDD_LOG = {folder}/SchedLog
+SCHEDD2.SCHEDD_ADDRESS_FILE = {folder}/.schedd_address
+SCHEDD2.SCHEDD_DAEMON_AD_FILE = {folder}/spool/.schedd_classad
+SCHEDD2.SEC_DEFAULT_AUTHENTICATION_METHODS = IDTOKENS
+"""
+# On its own machine DAGMan would find the configuration under /etc.
+_DAGMAN = """#!/bin/sh
+CONDOR_CONFIG={config} exec {bin}/condor_dagman "$@"
+"""
+
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Path]:
@@ -113,6 +133,53 @@ def wait(status: Callable[[str], Status]) -> Callable[..., Status]:
         return view
 
     return run
+
+
+@pytest.fixture
+def remote(
+    pool: Path, condor: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The name of a second schedd, whose tokens are what `token` makes."""
+    folder = pool / "remote"
+    (folder / "spool").mkdir(parents=True, exist_ok=True)
+    dagman = folder / "condor_dagman"
+    binaries = condor("condor_config_val", "BIN").strip()
+    dagman.write_text(_DAGMAN.format(config=pool / "condor_config", bin=binaries))
+    dagman.chmod(0o755)
+    local = pool / "condor_config.local"
+    local.write_text(_REMOTE.format(folder=folder))
+    monkeypatch.setenv("_CONDOR_SEC_TOKEN_DIRECTORY", str(tmp_path / "tokens"))
+    try:
+        condor("condor_reconfig")
+        name = "remote@" + condor("condor_config_val", "FULL_HOSTNAME").strip()
+        deadline = time.monotonic() + 240
+        while name not in condor("condor_status", "-schedd", "-af", "Name").split():
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        yield name
+    finally:
+        local.unlink()
+        condor("condor_reconfig")
+
+
+@pytest.fixture
+def token(condor: Callable[..., str], tmp_path: Path) -> Callable[..., str]:
+    """Make a token the only one; returns it, as nobody else may see it."""
+
+    def make(identity: str = "", seconds: int = 3600) -> str:
+        domain = condor("condor_config_val", "UID_DOMAIN").strip()
+        owner = condor("condor_config_val", "USERNAME").strip()
+        text = condor(
+            "condor_token_create", "-key", "POOL", "-lifetime", str(seconds),
+            "-identity", f"{identity or owner}@{domain}",
+        ).strip()  # fmt: skip
+        folder = tmp_path / "tokens"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / "one").write_text(text + "\n")
+        (folder / "one").chmod(0o600)
+        return text
+
+    return make
 
 
 @pytest.fixture(autouse=True)

@@ -8,15 +8,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from condorctl.condor import cluster
 from tests import crash
 from tests.conftest import Condorctl
 
@@ -29,6 +34,22 @@ defaults: {request_memory: 64 MB, request_disk: 50 MB}
 stages:
   one: {command: [python, work.py, "1"], inputs: [work.py], outputs: [model.pt, metrics.jsonl]}
   two: {command: [sh, -c, "exit 3"], needs: [one]}
+"""
+
+ONE = "stages: {one: {command: [sh, -c, 'echo > x'], outputs: [x], request_memory: 64 MB}}"
+
+# Dies in a moment that no count of calls may hit: before one of its requests to the schedd, or with
+# the answer to it.
+DIES = """
+import os, sys
+from condorctl import cli, pool
+pool.activate()
+import htcondor2
+when, name, *sys.argv[1:] = sys.argv[1:]
+asks = getattr(htcondor2.Schedd, name)
+dies = lambda *_: os.kill(os.getpid(), 9)
+setattr(htcondor2.Schedd, name, dies if when == "before" else lambda *words: dies(asks(*words)))
+cli.main()
 """
 
 
@@ -65,12 +86,26 @@ def ended(
     return restore
 
 
-def chosen(command: list[str], project: Path, every: int) -> Iterator[crash.Point]:
-    """The points at which `command` is killed, after it was run once undisturbed."""
+def chosen(
+    command: list[str], project: Path, every: int, always: Sequence[str] = ()
+) -> Iterator[crash.Point]:
+    """The points at which `command` is killed, after it was run once undisturbed.
+
+    Each `every`-th of them, and all of the calls in `always`.
+    """
     every = int(os.environ.get("CONDORCTL_CRASH_EVERY", every))
-    for point in crash.some(crash.points(command, project), every):
+    found = crash.points(command, project)
+    some = crash.some(found, every)
+    for point in (point for point in found if point in some or point.call in always):
         print(point, flush=True)
         yield point
+
+
+def dies(project: Path, when: str, request: str, *words: str) -> bool:
+    """Run condorctl to its end "before" or "after" the first `request`; True."""
+    command = [sys.executable, "-c", DIES, when, request, *words]
+    assert subprocess.run(command, cwd=project).returncode == -signal.SIGKILL
+    return True
 
 
 def told(condorctl: Condorctl, *words: str) -> Any:
@@ -90,9 +125,7 @@ def dags(condor: Callable[..., str], project: Path) -> list[tuple[str, int]]:
 def test_a_submission_that_is_killed_is_whole_or_was_none(
     pool: Path, project: Path, condorctl: Condorctl, condor: Callable[..., str], ledger: Path
 ) -> None:
-    (project / "jobs" / "test.yaml").write_text(
-        "stages: {one: {command: [sh, -c, 'echo > x'], outputs: [x], request_memory: 64 MB}}"
-    )
+    (project / "jobs" / "test.yaml").write_text(ONE)
     # Done once, it is taken over from then on: a DAG without a job, which ends at once.
     assert condorctl("submit", "test", "--follow").returncode == 0
     runs, killed = project / "exp" / "runs", 0
@@ -115,6 +148,60 @@ def test_a_submission_that_is_killed_is_whole_or_was_none(
     assert len({folder for folder, _ in came}) == len(came)
     lost = [(state, problem) for _, number, state, problem in known if number is None]
     assert all(state == "failed" and "`condorctl resume" in told for state, told in lost), lost
+
+
+def test_a_submission_elsewhere_that_is_killed_comes_there_once_or_not_at_all(
+    pool: Path, project: Path, condorctl: Condorctl, condor: Callable[..., str], ledger: Path,
+    remote: str, token: Callable[..., str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    token()
+    (project / "jobs" / "test.yaml").write_text(ONE)
+    assert condorctl("submit", "test", "--follow").returncode == 0
+    monkeypatch.setenv("CONDORCTL_SCHEDD", remote)
+    runs, killed = project / "exp" / "runs", 0
+    command = crash.condorctl("submit", "test", "--json")
+    for point in chosen(command, project, every=100):
+        killed += crash.kill(command, project, point)
+        crash.assert_whole(ledger, runs)
+        left = {run["run"] for run in told(condorctl, "status", "--all")["runs"]}
+        assert left == {path.name for path in runs.glob("[!.]*")}, point
+    assert killed > 1
+
+    def all_ended() -> dict[str, Any]:
+        deadline = time.monotonic() + 120
+        while True:
+            views = {view["run"]: view for view in told(condorctl, "status", "--all")["runs"]}
+            if not (going := [view for view in views.values() if not view["finished"]]):
+                return views
+            assert time.monotonic() < deadline, going
+            time.sleep(1)
+
+    all_ended()
+    for moment, state in (("spool", "failed"), ("edit", "done")):
+        dies(project, "before", moment, "submit", "test")
+        # What came there has ended and was brought back; what did not says what to do.
+        ended = all_ended()
+        [new] = ended.keys() - left
+        assert ended[new]["state"] == state
+        left.add(new)
+    for name in (name for name, view in ended.items() if view["state"] == "failed"):
+        assert "`condorctl resume" in told(condorctl, "status", name)["problem"]
+    # The schedd removes a job whose files break off; here it can even write that into its log.
+    assert {view["state"] for view in ended.values()} <= {"failed", "done", "removed"}
+    [*_, unsent] = [name for name, view in ended.items() if view["state"] == "failed"]
+    assert condorctl("resume", unsent).returncode == 0
+    assert all_ended()[unsent]["state"] == "done"
+    # What was brought back leaves the queue some time later.
+    wanted = ("-const", "JobStatus != 3", "-af:t", cluster.FOLDER, "ClusterId")
+    history = ("-file", str(pool / "remote" / "spool" / "history"))
+    lines = condor("condor_q", "-name", remote, "-allusers", *wanted).splitlines()
+    lines += condor("condor_history", *history, *wanted).splitlines()
+    told_of = {(folder, int(number)) for folder, number in (line.split("\t") for line in lines)}
+    came = sorted(one for one in told_of if one[0].startswith(str(project)))
+    with closing(sqlite3.connect(ledger)) as file:
+        rows = file.execute("SELECT folder, cluster FROM run WHERE spooled AND state = 'done'")
+        assert sorted(rows) == came
+    assert len({folder for folder, _ in came}) == len(came)
 
 
 def test_a_look_that_is_killed_has_seen_nothing_or_all_of_it(
@@ -141,7 +228,8 @@ def test_a_fetch_that_is_killed_is_done_by_the_next(
 ) -> None:
     words = ("fetch", "test-1/one", "model.pt", "metrics.jsonl", "--to", "back")
     command, killed = crash.condorctl(*words, "--json"), 0
-    for point in chosen(command, project, every=14):
+    # A file is made, and gets its name.
+    for point in chosen(command, project, every=24, always=("ftruncate", "rename")):
         shutil.rmtree(project / "back")
         killed += crash.kill(command, project, point)
         crash.assert_whole(ledger, project / "exp" / "runs")
@@ -175,13 +263,14 @@ def test_a_resume_that_is_killed_can_be_done_again(
 ) -> None:  # fmt: skip
     command = crash.condorctl("resume", "test-1", "--json")
     killed = 0
-    for point in chosen(command, project, every=30):
+    kills = [partial(crash.kill, command, project, p) for p in chosen(command, project, every=40)]
+    for kill in (*kills, partial(dies, project, "after", "submit", "resume", "test-1")):
         condorctl("cancel", "test-1")
-        killed += crash.kill(command, project, point)
+        killed += kill()
         crash.assert_whole(ledger, project / "exp" / "runs")
         again = condorctl("resume", "test-1")
         assert again.returncode == 0 or "still in the queue" in again.stderr, again
         view = told(condorctl, "status", "test-1")
-        assert len({view["dag"], *view["earlier"]}) == len(dags(condor, project)), point
+        assert len({view["dag"], *view["earlier"]}) == len(dags(condor, project)), kill
         assert view["stages"][0]["state"] == "done"
-    assert killed > 1
+    assert killed > 2

@@ -133,6 +133,38 @@ def test_activate_prepares_the_process_and_what_it_starts(call: Caller) -> None:
     assert took < 0.05
 
 
+def test_a_process_that_begins_before_the_pool_finds_it_from_a_thread(
+    call: Caller, tmp_path: Path
+) -> None:
+    """As `condorctl web` does; root's may not become another's then."""
+    call("down()")
+    process = call.start(f"""
+        import concurrent.futures, os, time
+        os.environ["CONDORCTL_LEDGER"] = "{tmp_path}/ledger.sqlite"
+        from condorctl import api
+        from condorctl.condor import cluster
+        from condorctl.errors import UserError
+
+        def schedd():
+            for _ in range(150):
+                try:
+                    return cluster.schedd_name()
+                except UserError as error:
+                    told = error
+                    time.sleep(0.2)
+            return told
+
+        api.open_ledger()
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            asked = threads.submit(schedd)
+            print("begun", flush=True)
+            print(asked.result())
+    """)
+    assert process.stdout and process.stdout.readline() == "begun\n"
+    up = call("up()")
+    assert process.communicate(timeout=120)[0].strip() == up["schedd"]
+
+
 def test_a_job_runs_and_can_be_entered_and_reports_progress(call: Caller, tmp_path: Path) -> None:
     call("up()")
     job = tmp_path / "job.py"

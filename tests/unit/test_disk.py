@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from condorctl.errors import UserError
+from condorctl.job.folder import Folder
 from condorctl.ledger import Ledger, Run
 from tests.chaos.damage import fill
 from tests.chaos.world import can_mount
@@ -36,22 +38,35 @@ def test_on_a_full_disk_the_ledger_says_so_in_a_line_and_keeps_what_it_had(disk:
 
     def enter(*names: str) -> None:
         with ledger.session() as session:
-            session.add_all(
-                Run(name=name, pipeline="p", folder="/nowhere", params={"text": "x" * 50_000},
-                    owner="me", schedd="s", submitted=0.0) for name in names
-            )  # fmt: skip
+            for name in names:
+                session.add(
+                    Run(name=name, pipeline="p", folder="/nowhere", params={"text": "x" * 50_000},
+                        owner="me", schedd="s", submitted=0.0)
+                )  # fmt: skip
+                session.flush()
 
     def names() -> list[str]:
         with ledger.session() as session:
             return list(session.scalars(select(Run.name)))
 
     enter("p-1")
-    fill(disk)
+    # The first of them would find room.
+    os.truncate(disk / "filler", fill(disk) - 300_000)
     with pytest.raises(UserError, match=r"^ledger \S+: database or disk is full$"):
-        enter("p-2", *(f"q-{n}" for n in range(20)))
+        enter("p-2", *(f"q-{number}" for number in range(20)))
     (disk / "filler").unlink()
     assert names() == ["p-1"]
     enter("p-2")
     assert names() == ["p-1", "p-2"]
     with closing(sqlite3.connect(disk / "ledger.sqlite")) as file:
         assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_on_a_full_disk_a_checkpoint_is_whole_or_not_there(disk: Path) -> None:
+    folder = Folder(disk / "checkpoints")
+    made = folder.add(lambda path: Path(path).write_bytes(bytes(300_000)), 1, {}, [])
+    fill(disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        folder.add(lambda path: Path(path).write_bytes(b"x" * 300_000), 2, {}, [])
+    assert {file.name for file in folder.path.iterdir()} == set(made.names)
+    assert (folder.checkpoints(), folder.fault(made)) == ([made], None)

@@ -125,11 +125,10 @@ def test_what_is_read_twice_is_recorded_once(ledger: Ledger, project: Path) -> N
     log = SUBMIT.format(8, "one", 1) + EXECUTE.format(8, 1) + ENDED.format(8, 0)
     write(project, "nodes.log", log)
     assert states(ledger)[0] == "done"
-    # Another file under the same name, as after a restore: it is read from its beginning.
-    path = project / "p.dag.nodes.log"
-    path.unlink()
-    path.write_text("")
-    write(project, "nodes.log", log + SUBMIT.format(9, "two", 3))
+    # Another file under the same name, as after a restore: it is read from its beginning. One that
+    # is made where none is may get the number of the one before.
+    write(project, "nodes.log.other", log + SUBMIT.format(9, "two", 3))
+    (project / "p.dag.nodes.log.other").replace(project / "p.dag.nodes.log")
     assert states(ledger) == ["done", "idle"]
     with ledger.session() as session:
         [one, _] = session.scalars(select(Job).order_by(Job.cluster))
@@ -161,19 +160,34 @@ def test_a_job_whose_submission_was_lost_is_found_in_its_stages_log(
         assert job.submitted == job.finished
 
 
-def test_only_a_stage_that_is_done_loses_its_checkpoints(ledger: Ledger, project: Path) -> None:
+def test_checkpoints_go_when_the_run_is_done_and_all_but_the_newest_with_the_stage(
+    ledger: Ledger, project: Path
+) -> None:
     folder = Folder(project / "one" / "checkpoints")
+    folder.add(lambda path: Path(path).write_text("first"), 0, {}, [])
     folder.add(lambda path: Path(path).write_text("state"), 1, {}, [])
     (folder.path / f"{'0' * 16}.part.partial").touch()
     (folder.path / "mine").touch()
     write(project, "nodes.log", SUBMIT.format(8, "one", 1) + ENDED.format(8, 1))
     assert states(ledger)[0] == "retrying"
-    [row] = checkpoints.load(ledger, None)["checkpoints"]
+    row, _ = checkpoints.load(ledger, None)["checkpoints"]
     assert (row["stage"], row["epoch"], row["bytes"], row["places"], row["newest"]) == (
         "one", 1, 5, ["run folder"], True,
     )  # fmt: skip
     write(project, "nodes.log", SUBMIT.format(9, "one", 2) + ENDED.format(9, 0))
     assert states(ledger)[0] == "done"
+    [kept] = folder.checkpoints()
+    assert (kept.epoch, folder.fault(kept)) == (1, None)
+    assert {file.name for file in folder.path.iterdir()} == {"mine", *kept.names}
+    # A run that has failed may go on; one that is done does not.
+    for number, code in ((20, 1), (30, 0)):
+        with ledger.session() as session:
+            session.scalars(select(Run)).one().finished = None
+        write(project, "nodes.log", SUBMIT.format(number + 1, "two", 3))
+        write(project, "nodes.log", ENDED.format(number + 1, code))
+        write(project, "dagman.log", SUBMIT.format(number, "", 1) + ENDED.format(number, code))
+        assert view(ledger)["state"] == ("failed" if code else "done")
+        assert bool(folder.checkpoints()) == (code == 1)
     assert [file.name for file in folder.path.iterdir()] == ["mine"]
     assert checkpoints.load(ledger, None)["checkpoints"] == []
 
