@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from condorctl import pool
+from condorctl import paths, pool
 from condorctl.errors import UserError
 from condorctl.files import locate, sandbox
 from condorctl.ledger import Ledger, events
@@ -64,10 +64,15 @@ def sftp(
     then is the output returned. Raises UserError when the job cannot be entered within `timeout`
     seconds, and where the far side has no sftp-server.
     """
-    # Until it can be entered; sftp's own complaints are for the user to see.
-    run(number, ["true"], lambda _: None, timeout, listens=False)
+    # Until it can be entered; sftp's own complaints are for the user to see. A container has its
+    # image's server, not the node's, and it need not be where the node's configuration looks.
+    found: list[bytes] = []
+    look = f"ls {' '.join(paths.SFTP_SERVERS)} 2>/dev/null; true"
+    run(number, [look], found.append, timeout, listens=False)
+    servers = b"".join(found).decode().split()
     prompts = sys.stdin.isatty() and not commands
-    words = ["condor_ssh_to_job", "-ssh", "sftp" if prompts else "sftp -b -", number]
+    program = ["sftp", *([] if prompts else ["-b", "-"]), *(["-s", servers[0]] if servers else [])]
+    words = ["condor_ssh_to_job", "-ssh", " ".join(program), number]
     answer = subprocess.run(
         words,
         input="".join(f"{line}\n" for line in commands) if commands else None,

@@ -9,6 +9,7 @@ submitting, FS authentication and condor_ssh_to_job all work. See user_namespace
 from __future__ import annotations
 
 import ctypes
+import getpass
 import os
 import pwd
 from pathlib import Path
@@ -31,6 +32,8 @@ def leave_root() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     # Python finds the home folder through HOME; the account's own home is not root's.
     os.environ.setdefault("HOME", pwd.getpwuid(0).pw_dir)
+    # And the user's name through this: whose a run is must not depend on how root came in.
+    os.environ.setdefault("LOGNAME", getpass.getuser())
     if libc.unshare(_CLONE_NEWUSER) != 0:
         reason = os.strerror(ctypes.get_errno())
         if len(list(Path("/proc/self/task").iterdir())) > 1:

@@ -215,7 +215,10 @@ def _look_into_a_running_one(made: ContainerPool, run: str) -> None:
         live = [follow.stdout.readline() for _ in range(3)]
         follow.terminate()
     assert live == ["epoch 1\n", "epoch 2\n", "epoch 3\n"]
-    train = made.status(run)["train"]
+    deadline = time.monotonic() + 60
+    while (train := made.status(run)["train"])["epoch"] is None:
+        assert time.monotonic() < deadline
+        time.sleep(1)
     assert train["state"] == "running" and train["epoch"] >= 1
 
     # Into a container HTCondor loses the exit status; condorctl does not.
@@ -231,6 +234,9 @@ def _look_into_a_running_one(made: ContainerPool, run: str) -> None:
     absent = made.condorctl("fetch", job, "absent.pt", check=False)
     assert absent.returncode != 0 and "absent.pt" in absent.stderr
     assert not (made.project / "fetched" / train["job"] / "absent.pt").exists()
+
+    made.condorctl("sftp", job, "-c", "get model.pt by-sftp.pt")
+    assert (made.project / "by-sftp.pt").read_text().startswith("m" * 100_000)
 
     words = ["submit", "test", "--set", "universe=docker", "--interactive", "train"]
     shell = made.condorctl(*words, "-c", "ls; exit 4", check=False)
@@ -387,5 +393,10 @@ def test_apptainer(made: ContainerPool, pushed: dict[str, Any]) -> None:
     assert "epoch 1\n" in made.condorctl("logs", job).stdout
     made.condorctl("fetch", job, "model.pt")
     assert (made.project / "fetched" / job / "model.pt").read_text().startswith("m" * 100_000)
+    made.condorctl("sftp", job, "-c", "get model.pt from-box.pt")
+    assert (made.project / "from-box.pt").read_text().startswith("m" * 100_000)
+    words = ["submit", "apptainer", "--interactive", "folder"]
+    shell = made.condorctl(*words, "-c", "ls; test -d /.singularity.d && exit 4", check=False)
+    assert shell.returncode == 4 and "work.py" in shell.stdout.split(), shell
     assert made.condorctl("ssh", job, "touch enough; exit 3", check=False).returncode == 3
     made.wait(run, "folder", ["done"])

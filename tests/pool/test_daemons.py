@@ -56,7 +56,7 @@ STAGE = """\
 """
 # The node that vanishes has one job, which may run elsewhere afterwards.
 HERE = """requirements: '!regexp("node2", TARGET.Name)'"""
-THERE = """submit: {rank: 'regexp("node2", TARGET.Name)'}"""
+THERE = """requirements: 'regexp("node2", TARGET.Name) || (NumJobStarts ?: 0) > 0'"""
 WHERE = {"starter": HERE, "shadow": HERE, "hold": HERE, "startd": HERE, "node": THERE}
 
 

@@ -84,7 +84,7 @@ def test_a_virtual_environment_travels_along_and_a_session_looks_into_it(
         defaults: {{{SMALL}, inputs: [use.py], outputs: [out.json], code: [local.py]}}
         stages:
           folder: {{command: [python, use.py], venv: .venv}}
-          file: {{command: [sh, -c, "python use.py && sleep 60"], venv: packed.pex}}
+          file: {{command: [sh, -c, "python use.py && sleep 600"], venv: packed.pex}}
           none: {{command: [sh, -c, "sleep 2; python3 use.py"]}}
         """
     packed = json.loads(condorctl("venv", "pack", "-o", "packed.pex", "--json").stdout)

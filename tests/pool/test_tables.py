@@ -53,8 +53,9 @@ def test_tables_fills_both_tables(
     for table in (white, black, everything):
         for row in table["rows"]:
             for heading, cell in row["cells"].items():
-                assert cell["n"] == 1, (row["label"], heading)
-                assert 0 <= cell["mean"] <= 100
+                # Nobody has asked for AutoAttack here.
+                assert cell["n"] == (heading != "AutoAttack"), (row["label"], heading)
+                assert not cell["n"] or 0 <= cell["mean"] <= 100
     ours = white["rows"][2]["cells"]
     assert (ours["Clean Acc"]["reference"], ours["Robust Acc"]["reference"]) == (76.66, 48.68)
     assert [row["cells"]["Robust Acc"]["reference"] for row in black["rows"]] == [

@@ -58,3 +58,12 @@ def test_an_ordinary_user_stays_who_he_is() -> None:
     # For root this is the second call: it has left already.
     code = LEAVE + "import os; me = os.getuid(); identity.leave_root(); assert os.getuid() == me"
     assert python(code).returncode == 0
+
+
+def test_the_users_name_does_not_depend_on_how_root_came_in() -> None:
+    """A shell of root's has it in the environment, cron's and a container's may not."""
+    code = (
+        "import getpass, os; os.environ.pop('USER', 0); os.environ.pop('LOGNAME', 0); "
+        f"before = getpass.getuser(); {LEAVE.strip()}; assert getpass.getuser() == before"
+    )
+    assert python(code).returncode == 0
