@@ -38,6 +38,11 @@ CONDOR_CONFIG={config} exec {bin}/condor_dagman "$@"
 """
 
 
+def until(go: Path, then: str = "true") -> str:
+    """A stage's command that waits for the file `go`, for as long as a busy machine takes."""
+    return json.dumps(["sh", "-c", f"until test -e '{go}'; do sleep 0.2; done; {then}"])
+
+
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Path]:
     """A personal pool with eight slots' worth of cores; its jobs mostly sleep."""

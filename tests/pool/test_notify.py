@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Condorctl, one_error_line
-from tests.pool.conftest import Status
+from tests.pool.conftest import Status, until
 
 SMALL = "request_memory: 64 MB, request_disk: 50 MB"
 
@@ -84,7 +84,7 @@ def test_a_run_tells_how_it_ended_and_that_a_job_is_held(
         """
     )
     bad = submit(f"name: bad\nstages: {{one: {{command: ['false'], {SMALL}}}}}")
-    stuck = submit(f"name: stuck\nstages: {{one: {{command: [sleep, '4'], {SMALL}}}}}")
+    stuck = submit(f"name: stuck\nstages: {{one: {{command: {until(project / 'go')}, {SMALL}}}}}")
     job = wait(stuck, lambda view: bool(view["stages"]["one"]["job"]))["stages"]["one"]["job"]
     condor("condor_hold", "-reason", "wanted to look", job)
 
@@ -93,6 +93,7 @@ def test_a_run_tells_how_it_ended_and_that_a_job_is_held(
     assert "held by its owner" in held["message"]
     assert "wanted to look" in held["message"]
     condor("condor_release", job)
+    (project / "go").touch()
 
     [ended] = receiver.about(good, 1)
     assert (ended["title"], ended["path"]) == (f"{good}: done", "/all")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import Condorctl, one_error_line
-from tests.pool.conftest import Status
+from tests.pool.conftest import Status, until
 
 Submit = Callable[..., str]
 Wait = Callable[..., Status]
@@ -128,8 +128,10 @@ def test_a_run_goes_on_after_failing_after_removal_and_after_dagman_was_killed(
 def test_what_cannot_be_resumed_is_one_line(
     submit: Submit, wait: Wait, condorctl: Condorctl, project: Path
 ) -> None:
-    name = submit("stages: {one: {command: [sh, -c, 'sleep 5; false'], request_memory: 64 MB}}")
+    go = project / "go"
+    name = submit(f"stages: {{one: {{command: {until(go, 'false')}, request_memory: 64 MB}}}}")
     assert "still going" in one_error_line(condorctl("clean", name))
+    go.touch()
     wait(name, ended)
     assert "no run 'x'" in one_error_line(condorctl("resume", "x"))
     moved = project / "exp" / "runs" / name

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import Condorctl, one_error_line
-from tests.pool.conftest import Status
+from tests.pool.conftest import Status, until
 
 Submit = Callable[..., str]
 Wait = Callable[..., Status]
@@ -255,9 +255,9 @@ def test_logs_come_by_condor_tail_where_ssh_is_not_allowed(
 
 
 def test_a_held_job_says_why_and_does_not_keep_one_waiting(
-    submit: Submit, wait: Wait, condorctl: Condorctl, condor: Callable[..., str]
+    submit: Submit, wait: Wait, condorctl: Condorctl, condor: Callable[..., str], project: Path
 ) -> None:
-    name = submit(f"stages: {{one: {{command: [sleep, '3'], {SMALL}, request_cpus: 1}}}}")
+    name = submit(f"stages: {{one: {{command: {until(project / 'go')}, {SMALL}}}}}")
     job = wait(name, lambda view: bool(view["stages"]["one"]["job"]))["stages"]["one"]["job"]
     condor("condor_hold", "-reason", "wanted to look", job)
     answer = condorctl("follow", name)
@@ -268,6 +268,7 @@ def test_a_held_job_says_why_and_does_not_keep_one_waiting(
     assert (fetched.returncode, "events.log" in fetched.stdout) == (0, True)
     assert "it is held" in fetched.stderr
     condor("condor_release", job)
+    (project / "go").touch()
     assert condorctl("follow", name).returncode == 0
 
 
@@ -283,12 +284,14 @@ def test_an_idle_job_is_told_from_a_failed_one(
 
 
 def test_an_evicted_job_keeps_its_id_and_starts_again(
-    submit: Submit, wait: Wait, condor: Callable[..., str]
+    submit: Submit, wait: Wait, condor: Callable[..., str], project: Path
 ) -> None:
-    name = submit(f"stages: {{one: {{command: [sleep, '6'], {SMALL}}}}}")
+    name = submit(f"stages: {{one: {{command: {until(project / 'go')}, {SMALL}}}}}")
     view = wait(name, lambda view: view["stages"]["one"]["state"] == "running")
     job = view["stages"]["one"]["job"]
     condor("condor_vacate_job", "-fast", job)
+    wait(name, lambda view: view["stages"]["one"]["starts"] == 2)
+    (project / "go").touch()
     one = wait(name, done)["stages"]["one"]
     assert (one["state"], one["job"], one["starts"], one["attempt"]) == ("done", job, 2, 1)
 
