@@ -258,8 +258,9 @@ def _wake(schedd: Any, suspended: str) -> None:
     A shadow that tells it after a hold has made the job a running one again, and the schedd then
     takes it for removed (seen with 25.14: five of sixteen at a time on a busy machine).
     """
-    if schedd.query(suspended, ["ClusterId"], limit=1):
-        schedd.act(_htcondor().JobAction.Continue, suspended)
+    if not schedd.query(suspended, ["ClusterId"], limit=1):
+        return
+    schedd.act(_htcondor().JobAction.Continue, suspended)
     deadline = time.monotonic() + _WAKE_S
     while time.monotonic() < deadline and schedd.query(suspended, ["ClusterId"], limit=1):
         time.sleep(0.2)
