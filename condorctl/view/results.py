@@ -24,6 +24,8 @@ from condorctl.errors import UserError
 from condorctl.ledger import Job, Ledger, Result, Run, events, find
 from condorctl.spec.reader import Table
 from condorctl.spec.yaml_text import Scalar, Value
+from condorctl.view import lineage
+from condorctl.view.lineage import Lineage, Step
 
 Json = dict[str, Any]
 # The name of a run or a stage is a part of a file's name.
@@ -36,7 +38,11 @@ _LARGEST = 1e300
 
 
 class Record(BaseModel):
-    """One row of results, and where it comes from. Times are Unix seconds."""
+    """One row of results, and where it comes from. Times are Unix seconds.
+
+    ``commit`` and ``dirty`` say what its run was submitted from; ``lineage`` has the stage and all
+    that it needs, in the order of the run.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -51,6 +57,9 @@ class Record(BaseModel):
     started: float | None
     finished: float | None
     host: str | None
+    commit: str | None = None
+    dirty: bool = False
+    lineage: list[Step] = Field(default_factory=list)
     values: dict[str, Any]
 
     @field_validator("values")
@@ -118,12 +127,15 @@ def _records(session: Session, run: Run) -> Iterator[Record]:
     )
     found = session.execute(query).all()
     found = sorted(found, key=lambda pair: stages[pair[1].stage_id].position)
+    commit, dirty = lineage.commit(run)
+    steps = Lineage(run)
     for order, (row, by) in enumerate(found):
         yield Record(
             run=run.name, pipeline=run.pipeline, params=run.params,
             stage=stages[by.stage_id].name, order=order,
             job=by.number, attempt=by.attempt, submitted=by.submitted, started=by.started,
-            finished=by.finished, host=by.host, values=row.values,
+            finished=by.finished, host=by.host, commit=commit, dirty=dirty,
+            lineage=steps.of(stages[by.stage_id]), values=row.values,
         )  # fmt: skip
 
 

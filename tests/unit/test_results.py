@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from condorctl import paths
 from condorctl.errors import UserError
-from condorctl.ledger import Job, Ledger, Result, Run, Stage
+from condorctl.ledger import Job, Ledger, Output, Result, Run, Stage
 from condorctl.view import results, tables
 from condorctl.view.results import Results
 from tests.conftest import Condorctl, one_error_line
 from tests.unit.result_rows import OURS, TABLE, made
+from tests.unit.runs_made import job, run
 
 
 def add_run(ledger: Ledger, name: str, rows: dict[str, list[list[dict[str, Any]]]]) -> None:
@@ -134,11 +135,44 @@ def test_what_is_saved_is_read_again_the_same(ledger: Ledger, project: Path) -> 
     assert row == {
         "run": "p-1", "pipeline": "p", "params": {"seeds": [0, 1]}, "stage": "a", "order": 2,
         "attempt": 2, "submitted": 2.0, "started": 3.0, "finished": 4.5, "host": "slot1@node",
-        "values": OURS[1],
+        "commit": None, "dirty": False, "lineage": row["lineage"], "values": OURS[1],
     }  # fmt: skip
     assert json.loads(Path("new/saved/tables.json").read_text("utf-8")) == [TABLE]
     with pytest.raises(UserError, match=r"new/saved: no results of a run 'x'; there is p-1, p-10"):
         results.from_folder(Path("new/saved"), ["x"])
+
+
+def test_a_record_names_what_it_rests_on(project: Path) -> None:
+    def stage(name: str, cluster: int, needs: list[str], **values: Any) -> Stage:
+        one = job(("running", 3600.0), ("completed", 7200.0), cluster=cluster, cpus=2)
+        one.written = [Output(path=f"{name}.pt", bytes=1, sha256=name * 64)]
+        return Stage(name=name, needs=needs, jobs=[one], command=["make", name], **values)
+
+    git = {"commit": "c0ffee", "dirty": True}
+    other = run(
+        stage("a", 1, [], position=0), name="p-1", params={}, provenance={"git": git},
+    )  # fmt: skip
+    mine = run(
+        Stage(name="a", needs=[], source=other.stages[0], command=["make", "a"], position=0),
+        stage("b", 3, ["a"], position=1), stage("c", 2, [], position=2),
+        stage("d", 4, ["b"], position=3), name="p-2", params={},
+        provenance={"git": {"commit": "decade"}},
+    )  # fmt: skip
+    with Ledger(paths.ledger()).session() as session:
+        session.add_all([other, mine])
+        session.flush()
+        [last] = mine.stages[3].jobs
+        session.add(Result(job_id=last.id, position=0, values={"clean": 0.5}))
+    [record] = read(Ledger(paths.ledger()), "p-2").records
+    assert (record.commit, record.dirty) == ("decade", False)
+    assert [(s.stage, s.run, s.job, s.commit, s.dirty) for s in record.lineage] == [
+        ("a", "p-1", "1.0", "c0ffee", True), ("b", "p-2", "3.0", "decade", False),
+        ("d", "p-2", "4.0", "decade", False),
+    ]  # fmt: skip
+    assert record.lineage[1].command == ["make", "b"]
+    assert record.lineage[1].outputs == {"b.pt": "b" * 64}
+    # An hour on a slot of two cores.
+    assert [(step.cpu_h, step.gpu_h) for step in record.lineage] == [(2.0, 0.0)] * 3
 
 
 def test_saving_replaces_tables_of_its_titles_only_and_old_attempts_do_not_count(
