@@ -8,6 +8,8 @@ from pathlib import Path
 from condorctl.errors import UserError
 
 PACKAGE = Path(__file__).parent
+# What stage.sh calls a job's record, in its sandbox (`ledger.record`).
+JOB_RECORD = "_condorctl_job"
 # Where distributions put OpenSSH's, on nodes, in images and here.
 SFTP_SERVERS = (
     "/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server",

@@ -26,7 +26,7 @@ def lint(
     Returns `pipelines` by their files, each a list of problems: `file`, `line`, `key`, `message`
     (None where a problem has none), and `text`, all of it in one line.
     """
-    from condorctl.spec import lint as linting
+    from condorctl.submit import lint as linting
 
     found = linting.lint(list(pipelines), set or {}, site)
     return {"pipelines": {file: list(map(linting.as_json, ps)) for file, ps in found.items()}}

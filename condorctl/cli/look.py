@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from condorctl import api, terminal
+from condorctl import api, terminal, units
 from condorctl.cli.app import Json, RunName, RunNames, app
 from condorctl.errors import UserError
 
@@ -96,7 +96,7 @@ def status(
     terminal.complain(statuses.troubles(found))
     if found["unreachable"]:
         age = found["age_s"]
-        when = "no schedd has told" if age is None else f"as of {statuses.age(age)} ago"
+        when = "no schedd has told" if age is None else f"as of {units.age(age)} ago"
         terminal.complain([f"last known state, {when}: {found['note']}"])
     elif found["note"]:
         terminal.complain([found["note"]])

@@ -184,7 +184,7 @@ def clean(
 
     The ledger keeps their results, metrics, costs and provenance. Asks nothing.
     """
-    from condorctl.view.status import size
+    from condorctl.units import size
 
     found = api.clean(runs or [], older_than, keep_outputs, dry_run, force)
     if as_json:

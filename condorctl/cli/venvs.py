@@ -47,7 +47,7 @@ def venv_pack(
 @venv_app.command("list")
 def venv_list(as_json: Json = False) -> None:
     """List the packed environments in the cache, and the runs that take them along."""
-    from condorctl.view.status import size
+    from condorctl.units import size
 
     found = api.venv_list()
     if as_json:
@@ -78,7 +78,7 @@ def venv_clean(
 
     Needed are those of runs that are going, or that `resume` could take up again.
     """
-    from condorctl.view.status import size
+    from condorctl.units import size
 
     found = api.venv_clean(older_than, dry_run, force)
     if as_json:
@@ -93,7 +93,7 @@ def venv_clean(
 
 
 def _environment(one: dict[str, Any]) -> str:
-    from condorctl.view.status import age, size
+    from condorctl.units import age, size
 
     of = ", ".join(one["venvs"]) or "no run's"
     runs = f", {len(one['runs'])} run{'' if len(one['runs']) == 1 else 's'}" if one["runs"] else ""

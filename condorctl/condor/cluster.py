@@ -15,17 +15,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from condorctl import pool
 from condorctl.condor.codes import OVER, JobStatus
 from condorctl.errors import UserError
 from condorctl.pool import elsewhere
-
-if TYPE_CHECKING:
-    from condorctl.ledger import LogPosition
 
 Ad = dict[str, Any]
 
@@ -382,7 +380,20 @@ def node_name(event: Ad) -> str | None:
     return note["name"] if note else None
 
 
-def read_events(path: Path, position: LogPosition) -> Iterator[Ad]:
+class Position(Protocol):
+    """How far a log was read, in bytes: a row of the ledger, or a `Start`."""
+
+    offset: int
+
+
+@dataclass
+class Start:
+    """The `Position` of a log that is read once, from its beginning."""
+
+    offset: int = 0
+
+
+def read_events(path: Path, position: Position) -> Iterator[Ad]:
     """Events in the job event log at `path` from `position` on, which moves along.
 
     An event of which only a part is written comes when it is whole. Bytes that are no event, as
@@ -407,7 +418,7 @@ def read_events(path: Path, position: LogPosition) -> Iterator[Ad]:
         raise DamagedLog(damage)
 
 
-def _whole_events(htcondor: Any, path: Path, position: LogPosition, end: int) -> Iterator[Ad]:
+def _whole_events(htcondor: Any, path: Path, position: Position, end: int) -> Iterator[Ad]:
     log = htcondor.JobEventLog(str(path))
     # The bindings give a log's position away only through its pickled state.
     state, _ = log.__getstate__()

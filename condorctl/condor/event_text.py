@@ -13,7 +13,6 @@ from pathlib import Path
 from condorctl.condor import cluster
 from condorctl.condor.codes import JobEvent
 from condorctl.errors import printable
-from condorctl.ledger import LogPosition
 
 _PLAIN: dict[int, str] = {
     JobEvent.SUBMIT: "submitted",
@@ -39,7 +38,7 @@ class Reader:
 
     def __init__(self, path: Path, job: str | None) -> None:
         self._path, self._job = path, job
-        self._position = LogPosition(path=str(path), inode=0, offset=0)
+        self._position = cluster.Start()
 
     def new(self) -> Iterator[str]:
         """A line for each event since the last call. Raises cluster.DamagedLog."""

@@ -23,8 +23,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from condorctl.condor import holds
 from condorctl.errors import UserError
-from condorctl.explain import ended, held, holds, idle, stages, underway
+from condorctl.explain import ended, held, idle, stages, underway
 from condorctl.explain.known import Known, Queue
 from condorctl.ledger import Job, Ledger, Run, Stage, events, executions, find
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from condorctl import paths
+from condorctl.condor import holds
 from condorctl.condor.codes import JobEvent
-from condorctl.explain import evidence, failures, holds, programs, traces
+from condorctl.explain import evidence, failures, programs, traces
 from condorctl.explain.known import Known
 from condorctl.explain.traces import Peak
-from condorctl.ledger import Job, record
+from condorctl.ledger import Job
 
 Json = dict[str, Any]
 
@@ -108,7 +110,7 @@ def _input(known: Known, job: Job, reason: str, subcode: int | None) -> Json:
 def _never_began(known: Known, job: Job, reason: str, hold: list[Json]) -> Json:
     """Of a stage whose wrapper did not run, what could not start it, if that said so."""
     named = holds.named_file(reason)
-    if not named or PurePosixPath(named.path).name != record.FILE:
+    if not named or PurePosixPath(named.path).name != paths.JOB_RECORD:
         return {}
     err = evidence.output(job, job.err, "err")
     failure = failures.from_words(traces.tail(err), (), known.words)

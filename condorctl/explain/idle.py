@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from condorctl.condor import starts
 from condorctl.condor.codes import JobEvent, JobStatus
-from condorctl.explain import evidence, held, starts, traces
+from condorctl.explain import evidence, held, traces
 from condorctl.explain.known import Known
 from condorctl.explain.traces import Line
 from condorctl.ledger import Job, executions

@@ -6,10 +6,10 @@ import time
 from functools import cached_property
 from typing import Any
 
+from condorctl import units
 from condorctl.condor import cluster
 from condorctl.explain import failures, matchmaking, waiting
-from condorctl.ledger import Job, Run, Stage
-from condorctl.view import status
+from condorctl.ledger import Job, Run, Stage, stage_states
 
 Json = dict[str, Any]
 
@@ -46,10 +46,10 @@ class Known:
         note = note or queue.unreachable
         self.note = None if run.finished else note
         if self.note and run.seen:
-            self.note += f"; known as of {status.age(time.time() - run.seen)} ago"
+            self.note += f"; known as of {units.age(time.time() - run.seen)} ago"
         elif self.note:
             self.note += "; known from the logs alone"
-        self.states = status.stage_states(run)
+        self.states = stage_states.of(run)
 
     def row(self, stage: Stage | None, job: Job | None, state: str) -> Json:
         """What every explanation says of what it explains; its cause and mend are still empty."""

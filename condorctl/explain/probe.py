@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from condorctl.condor import cluster
+from condorctl.condor import cluster, holds
 from condorctl.condor.codes import JobStatus
-from condorctl.explain import holds, matchmaking, waiting
+from condorctl.explain import matchmaking, waiting
 from condorctl.explain.finding import OK, PROBLEM, WARNING, Finding
 from condorctl.submit import snapshot
 

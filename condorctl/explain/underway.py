@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from condorctl import units
 from condorctl.condor.codes import JobEvent
 from condorctl.explain import evidence, idle
 from condorctl.explain.known import Known
 from condorctl.ledger import Job
-from condorctl.view import status
 
 Json = dict[str, Any]
 
 
 def running(known: Known, job: Job) -> Json:
     seen = evidence.event(job, [JobEvent.EXECUTE])
-    since = f" since {status.age(time.time() - job.started)}" if job.started else ""
+    since = f" since {units.age(time.time() - job.started)}" if job.started else ""
     again = f" (start number {job.starts})" if job.starts > 1 else ""
     if told := idle.sent_back(job):
         where = f"it has been on {job.host or 'a node'}{since}{again}"

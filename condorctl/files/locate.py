@@ -13,9 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from condorctl.condor import cluster, evicted
+from condorctl.condor import cluster, evicted, holds
 from condorctl.errors import UserError
-from condorctl.explain import holds
 from condorctl.files.sandbox import Deadline
 from condorctl.ledger import Job, Ledger, Run, find, job_states
 

@@ -26,8 +26,7 @@ from condorctl.files import locate, sandbox
 from condorctl.files.locate import Target
 from condorctl.files.receive import open_plain
 from condorctl.files.sandbox import Deadline, Want
-from condorctl.ledger import Ledger, events, find, job_states
-from condorctl.view import status
+from condorctl.ledger import Ledger, events, find, job_states, stage_states
 
 What = Literal["out", "err", "events"]
 # Called with a remark on what happens to the job while it is followed.
@@ -329,7 +328,7 @@ class _Followed:
             return one, End(one.state, one.succeeded) if one.ended else None
         with self._ledger.session() as session:
             stage = find.stage(session, self._text)
-            state = status.stage_states(stage.run)[stage.name]
+            state = stage_states.of(stage.run)[stage.name]
             any_job = bool(stage.jobs)
         end = End(state, state == "done") if state in _ENDS else None
         return self._only(locate.targets(self._ledger, self._text)) if any_job else None, end

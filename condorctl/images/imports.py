@@ -10,7 +10,6 @@ from pathlib import Path
 from condorctl import paths
 from condorctl.errors import UserError
 from condorctl.spec.pipeline import Pipeline, Stage
-from condorctl.submit import snapshot
 
 # Module: whether the code can do nothing without it.
 Imports = dict[str, bool]
@@ -41,7 +40,7 @@ def _files(pipeline: Pipeline, stage: Stage) -> Iterator[Path]:
     """The Python files that travel with a stage."""
     for base in [
         *(paths.package(name) for name in stage.code),
-        *(Path(text) for text in snapshot.local(stage, pipeline)),
+        *(Path(text) for text in stage.local(pipeline.stages)),
     ]:
         if base.is_dir():
             yield from sorted(base.rglob("*.py"))

@@ -17,10 +17,10 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from condorctl import drafts
 from condorctl.condor import cluster
 from condorctl.condor.codes import OVER, JobStatus, JobUniverse
 from condorctl.ledger import Job, JobState, Run, Stage, job_states, runfile
-from condorctl.submit import drafts
 
 Ad = dict[str, Any]
 

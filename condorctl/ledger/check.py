@@ -17,11 +17,10 @@ import sqlalchemy as sa
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from condorctl import paths
+from condorctl import drafts, paths
 from condorctl.condor import cluster
 from condorctl.condor.codes import OVER, JobStatus
 from condorctl.ledger import Base, Job, Ledger, Run, Stage, events, job_states, runfile
-from condorctl.submit import drafts
 
 Ad = dict[str, Any]
 Key = tuple[int, int]

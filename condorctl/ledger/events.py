@@ -22,7 +22,18 @@ from sqlalchemy.orm import Session, selectinload
 
 from condorctl.condor import cluster, dagman
 from condorctl.condor.codes import JobEvent
-from condorctl.ledger import Job, Ledger, LogPosition, Run, Stage, ads, leavings, runfile, sharing
+from condorctl.ledger import (
+    Job,
+    Ledger,
+    LogPosition,
+    Run,
+    Stage,
+    ads,
+    leavings,
+    runfile,
+    sharing,
+    spooled,
+)
 from condorctl.ledger.database import MOST_AT_ONCE
 from condorctl.ledger.job_events import (
     STATES,
@@ -54,9 +65,7 @@ class Unknown:
 
 def sync(ledger: Ledger) -> Unknown:
     """Bring every unfinished run in the ledger up to date, as far as logs and schedd tell."""
-    from condorctl.submit import spool
-
-    elsewhere = spool.bring_back(ledger)
+    elsewhere = spooled.bring_back(ledger)
     damaged = [elsewhere] if elsewhere else []
     _catch_up(ledger)
     unreachable = _sync(ledger, damaged)

@@ -15,8 +15,6 @@ from typing import Any
 
 from condorctl.ledger import Job, Output, gpus
 
-# What stage.sh calls it in the job's sandbox.
-FILE = "_condorctl_job"
 _FORMAT = "condorctl-job 1"
 # A folder of a hundred thousand files.
 _MOST_BYTES = 32 << 20

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from graphlib import TopologicalSorter
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -315,6 +315,12 @@ class Stage(Defaults):
     def brought(self) -> list[str]:
         """What travels to the job: its inputs and its environment."""
         return [*self.inputs, *([self.venv] if self.venv else [])]
+
+    def local(self, stages: Container[str]) -> list[str]:
+        """What travels to the job of the user's files: no URLs, and no outputs of `stages`."""
+        return [
+            text for text in self.brought if not is_url(text) and split_input(text)[0] not in stages
+        ]
 
     def upstream(self, stages: Iterable[str]) -> list[str]:
         """The names of the stages this one waits for, from ``needs`` and from its inputs."""

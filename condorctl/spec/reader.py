@@ -34,8 +34,8 @@ from condorctl.spec.pipeline import (
     split_input,
 )
 from condorctl.spec.spec_file import Problem, SpecFile, complaints, is_name
+from condorctl.spec.venv import SUFFIX, is_venv
 from condorctl.spec.yaml_text import Key, Scalar, Value
-from condorctl.submit import venvs
 
 __all__ = ["Pipeline", "Stage", "Table", "TableRow", "is_url", "load", "problems", "split_input"]
 
@@ -363,15 +363,15 @@ class _Reader:
     def _check_venv(self, at: Key, text: str | None) -> None:
         if text is None:
             return
-        if is_url(text) or (Path(text).is_file() and text.endswith(venvs.SUFFIX)):
-            if not text.endswith(venvs.SUFFIX):
-                raise self.file.fail(at, f"{text!r} must end in {venvs.SUFFIX}")
+        if is_url(text) or (Path(text).is_file() and text.endswith(SUFFIX)):
+            if not text.endswith(SUFFIX):
+                raise self.file.fail(at, f"{text!r} must end in {SUFFIX}")
             return
         if not Path(text).exists():
             message = f"there is no {text!r} here: `python3 -m venv {text}` makes it"
             raise self.file.fail(at, message)
-        if not venvs.is_venv(Path(text)):
-            message = f"{text!r} is neither a virtual environment nor a {venvs.SUFFIX} file"
+        if not is_venv(Path(text)):
+            message = f"{text!r} is neither a virtual environment nor a {SUFFIX} file"
             raise self.file.fail(at, f"{message}: `condorctl venv pack` makes one of the other")
 
     def _check_row(self, at: Key, table: Table, row: TableRow) -> None:

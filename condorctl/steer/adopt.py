@@ -26,7 +26,6 @@ from condorctl.errors import UserError
 from condorctl.ledger import (
     Job,
     Ledger,
-    LogPosition,
     Run,
     Stage,
     ads,
@@ -228,7 +227,7 @@ def _submissions(dag: Path) -> list[tuple[int, float]]:
     log = Path(f"{dag}{_LOG}")
     if not log.is_file():
         return []
-    told = cluster.read_events(log, LogPosition(path=str(log), inode=0, offset=0))
+    told = cluster.read_events(log, cluster.Start())
     kind = "EventTypeNumber"
     return [
         (int(one["Cluster"]), job_events.time_of(one))

@@ -16,10 +16,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from condorctl import paths
+from condorctl import drafts, paths
 from condorctl.errors import UserError
 from condorctl.ledger import Ledger, Run, events, find, runfile, sharing
-from condorctl.submit import drafts
 
 Json = dict[str, Any]
 

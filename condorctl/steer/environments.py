@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from condorctl.errors import UserError
 from condorctl.ledger import Ledger, Run, events
+from condorctl.spec.venv import SUFFIX
 from condorctl.submit import venvs
 
 Json = dict[str, Any]
@@ -80,7 +81,7 @@ def clean(
 def _environments(session: Session) -> Iterator[Json]:
     files = {}
     with suppress(OSError):
-        files = {str(path): path.stat() for path in venvs.folder().glob(f"*{venvs.SUFFIX}")}
+        files = {str(path): path.stat() for path in venvs.folder().glob(f"*{SUFFIX}")}
     users: dict[str, list[tuple[Run, str]]] = defaultdict(list)
     for run in session.scalars(select(Run).order_by(Run.submitted)) if files else ():
         for text, source in run.provenance.get("inputs", {}).items():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from condorctl import paths
+from condorctl import paths, units
 from condorctl.errors import UserError
 from condorctl.pool import elsewhere
 
@@ -105,7 +105,7 @@ def send(view: Json, event: str, results: str = "") -> Json:
 
     done = sum(stage["state"] == "done" for stage in view["stages"])
     lines = [
-        f"{done} of {len(view['stages'])} stages done, {status.duration(view['elapsed_s'])}",
+        f"{done} of {len(view['stages'])} stages done, {units.duration(view['elapsed_s'])}",
         *status.troubles(view),
         f"condorctl status {view['run']}",
     ]

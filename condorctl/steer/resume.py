@@ -15,10 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from condorctl import drafts
 from condorctl.condor import cluster
 from condorctl.errors import UserError
 from condorctl.ledger import Ledger, Run, events, find, runfile
-from condorctl.submit import drafts, spool
+from condorctl.submit import spool
 
 Json = dict[str, Any]
 

@@ -30,6 +30,7 @@ from condorctl.pool import elsewhere
 from condorctl.spec import pipeline as specs
 from condorctl.spec import reader
 from condorctl.spec.pipeline import Pipeline, Stage
+from condorctl.spec.venv import is_venv
 from condorctl.submit import render, snapshot, submission, venvs
 
 # How long one waits for a slot, and then to be let in.
@@ -100,7 +101,7 @@ def _unpacking(stage: Stage, tell: Callable[[str], None]) -> str:
     if not stage.venv:
         return ""
     file = stage.venv
-    if not specs.is_url(file) and venvs.is_venv(Path(file)):
+    if not specs.is_url(file) and is_venv(Path(file)):
         file = venvs.pack(Path(file), tell=tell)["file"]
     words = shlex.join(["sh", "code/condorctl/venv.sh", posixpath.basename(file), venvs.FOLDER])
     return f"{words} && PATH=$PWD/{venvs.FOLDER}/bin:$PATH && export PATH; "

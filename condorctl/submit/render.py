@@ -20,9 +20,9 @@ from condorctl.condor import submit_language
 from condorctl.errors import UserError
 from condorctl.job.checkpoint import EXIT_CODE
 from condorctl.job.folder import FOLDER as CHECKPOINTS
-from condorctl.ledger import record
 from condorctl.spec.pipeline import is_url, seconds
 from condorctl.spec.reader import Pipeline, Stage
+from condorctl.spec.venv import is_venv
 from condorctl.steer import notify
 from condorctl.submit import requests, snapshot, universe, venvs
 
@@ -84,7 +84,7 @@ def _job(
     command = stage.command
     if command[0] == "python":
         command = [*universe.python(pipeline, stage, python), *command[1:]]
-    local = set(snapshot.local(stage, pipeline))
+    local = set(stage.local(pipeline.stages))
     inputs = [
         places.get(text, f"{Path(text).absolute()}{'/' * text.endswith('/')}")
         if text in local
@@ -105,7 +105,7 @@ def _job(
         "arguments": submit_language.arguments([*final, *unpack, *outputs, "--", *command]),
         "environment": submit_language.environment(environment),
         "inputs": _inputs(["code", *inputs], stage),
-        "outputs": submit_language.file_list([*stage.outputs, CHECKPOINTS, record.FILE]),
+        "outputs": submit_language.file_list([*stage.outputs, CHECKPOINTS, paths.JOB_RECORD]),
         "remaps": _remaps({**home, CHECKPOINTS: f"{stage.name}/{CHECKPOINTS}"}, stage.name),
         "checkpointing": _checkpointing(stage),
         **requests.lines(pipeline.site, stage),
@@ -117,7 +117,7 @@ def _venv(stage: Stage, places: Mapping[str, str]) -> str | None:
     if not stage.venv or stage.venv in places or is_url(stage.venv):
         return places.get(stage.venv or "", stage.venv)
     path = Path(stage.venv).absolute()
-    return str(venvs.cached(path) if venvs.is_venv(path) else path)
+    return str(venvs.cached(path) if is_venv(path) else path)
 
 
 def _inputs(files: Sequence[str], stage: Stage) -> submit_language.Quoted:
@@ -132,7 +132,7 @@ def _checkpointing(stage: Stage) -> submit_language.Quoted:
     if stage.checkpoint_copy_interval:
         lines.append(f"MY.CondorctlCopyInterval = {seconds(stage.checkpoint_copy_interval)}")
     if stage.checkpoint_interval:
-        files = submit_language.file_list([*stage.outputs, CHECKPOINTS, record.FILE])
+        files = submit_language.file_list([*stage.outputs, CHECKPOINTS, paths.JOB_RECORD])
         lines += [
             f"MY.CondorctlCheckpointInterval = {seconds(stage.checkpoint_interval)}",
             f"checkpoint_exit_code = {EXIT_CODE}",
@@ -145,7 +145,7 @@ def _checkpointing(stage: Stage) -> submit_language.Quoted:
 def _remaps(home: Mapping[str, str], stage: str) -> submit_language.Quoted:
     # The record's name holds a macro, so that each attempt keeps its own.
     files = submit_language.remaps(home).strip('"')
-    job = f"{record.FILE} = {stage}/$(ClusterId).job"
+    job = f"{paths.JOB_RECORD} = {stage}/$(ClusterId).job"
     return submit_language.Quoted(f'"{"; ".join(filter(None, [files, job]))}"')
 
 

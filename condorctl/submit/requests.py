@@ -20,9 +20,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from condorctl.condor import submit_language
+from condorctl.condor import starts, submit_language
 from condorctl.condor.submit_language import Quoted
-from condorctl.explain import starts
 from condorctl.spec.pipeline import Site, Stage, kilobytes, seconds
 
 # Since this version both submit commands are there.

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from condorctl import paths
 from condorctl.errors import UserError
 from condorctl.ledger import ContentHash, Ledger
-from condorctl.spec.pipeline import Pipeline, Stage, is_url, split_input
+from condorctl.spec.pipeline import Pipeline, is_url
+from condorctl.spec.venv import is_venv
 from condorctl.submit import content, venvs
 
 # Bytes: what takes longer to copy than a submission may take.
@@ -80,7 +81,9 @@ def take(
     found: dict[Path, Input] = {}
     texts = _environments(ledger, pipeline, tell)
     packed = frozenset(texts)
-    for text in dict.fromkeys(t for s in pipeline.stages.values() for t in local(s, pipeline)):
+    for text in dict.fromkeys(
+        t for s in pipeline.stages.values() for t in s.local(pipeline.stages)
+    ):
         if text in packed:
             continue
         source = Path(os.path.abspath(text))  # noqa: PTH100 (`..` has no name)
@@ -101,20 +104,10 @@ def _environments(
     """The virtual environments that stages take along, packed, by what the spec calls them."""
     found = {}
     for text in dict.fromkeys(s.venv for s in pipeline.stages.values() if s.venv):
-        if not is_url(text) and venvs.is_venv(Path(text)):
+        if not is_url(text) and is_venv(Path(text)):
             file = Path(venvs.pack(Path(text), tell=tell)["file"])
             found[text] = Input(file, file.stat().st_size, _sha256(ledger, file, file), None)
     return found
-
-
-def local(stage: Stage, of: Pipeline) -> Iterator[str]:
-    """The inputs of `stage` that are the user's files: neither URLs nor other stages' outputs.
-
-    Its `venv` is one of them.
-    """
-    for text in stage.brought:
-        if not is_url(text) and split_input(text)[0] not in of.stages:
-            yield text
 
 
 def job_side(target: Path) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from condorctl import paths, pool, secrets
+from condorctl import drafts, paths, pool, secrets
 from condorctl.condor import cluster
 from condorctl.errors import UserError
 from condorctl.ledger import Ledger, Run, Stage, events, find, runfile
 from condorctl.pool import elsewhere
 from condorctl.spec import reader
 from condorctl.spec.pipeline import Pipeline
-from condorctl.submit import drafts, provenance, render, reuse, snapshot, spool, universe
+from condorctl.submit import provenance, render, reuse, snapshot, spool, universe
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from condorctl.errors import UserError, printable
+from condorctl.spec.venv import SUFFIX
 from condorctl.submit import content
 
-SUFFIX = ".pex"
 # How a folder in the cache is called in which one is being packed.
 PARTIAL = ".new-"
 # Where venv.sh puts it, in the job's sandbox.
@@ -30,11 +30,6 @@ FOLDER = "_condorctl_venv"
 _HERE = "pyvenv.cfg"
 # Of pip's lists of files: what is compiled, and programs, which name their own folder.
 _NOT_SAME = re.compile(r"\.pyc,|^\.\./\.\./\.\./")
-
-
-def is_venv(path: Path) -> bool:
-    """Whether the folder is a virtual environment (venv, virtualenv, uv)."""
-    return (path / _HERE).is_file()
 
 
 def folder() -> Path:

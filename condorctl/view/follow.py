@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.live import Live
 
-from condorctl import terminal
+from condorctl import terminal, units
 from condorctl.condor import cluster
 from condorctl.ledger import Ledger, events, find
 from condorctl.view import screen, status
@@ -109,9 +109,7 @@ def notices(view: Json) -> list[str]:
         return []
     longest, stage, number = max(waiting)
     more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-    return [
-        f"{stage} ({number}){more} idle for {status.age(longest)}: `condorctl explain {number}`"
-    ]
+    return [f"{stage} ({number}){more} idle for {units.age(longest)}: `condorctl explain {number}`"]
 
 
 class _Screen:
@@ -216,7 +214,7 @@ class _Lines:
 
     def tell(self, view: Json) -> None:
         if view["unreachable"] and not self._unreachable:
-            when = f"as of {status.age(view['age_s'])} ago" if view["age_s"] is not None else "none"
+            when = f"as of {units.age(view['age_s'])} ago" if view["age_s"] is not None else "none"
             terminal.complain([f"last known state: {when}: {view['unreachable']}"])
         elif self._unreachable and not view["unreachable"]:
             terminal.complain(["the schedd answers again"])
@@ -232,7 +230,7 @@ class _Lines:
                 continue
             self._told[stage["stage"]] = seen
             parts = [
-                status.duration(view["elapsed_s"]),
+                units.duration(view["elapsed_s"]),
                 stage["stage"],
                 stage["state"],
                 stage["job"] or "",

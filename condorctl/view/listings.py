@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from condorctl.ledger import gpus
+from condorctl.units import age, duration, size
 from condorctl.view.cost import KINDS
 from condorctl.view.screen import COLOURS, plain_grid, text
-from condorctl.view.status import age, duration, size
 
 Json = dict[str, Any]
 

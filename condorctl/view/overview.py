@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from condorctl.condor import cluster
 from condorctl.condor.codes import JobUniverse
-from condorctl.ledger import Job, Run, Stage, find, job_states
+from condorctl.ledger import Job, Run, Stage, find, job_states, stage_states
 from condorctl.view import cost, status, sweeps
 
 Json = dict[str, Any]
@@ -37,7 +37,7 @@ def runs(session: Session, limit: int | None, unreachable: str | None, since: fl
 def _run(run: Run, unreachable: str | None) -> Json:
     now = time.time()
     until = run.finished or (run.seen if unreachable and run.seen else now)
-    states = status.stage_states(run)
+    states = stage_states.of(run)
     current = [job for stage in run.stages if not stage.source for job in stage.current]
     return {
         **status.heading(run),

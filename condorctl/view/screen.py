@@ -19,8 +19,9 @@ from rich.text import Text
 
 from condorctl.errors import printable
 from condorctl.ledger import job_states
+from condorctl.units import age, duration, size
 from condorctl.view import sweeps
-from condorctl.view.status import age, duration, size, troubles
+from condorctl.view.status import troubles
 
 Json = dict[str, Any]
 

@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 
 from condorctl.errors import printable
 from condorctl.ledger import Stage, find, gpus
+from condorctl.units import size
 from condorctl.view.compare import section
-from condorctl.view.status import reused_from, size
+from condorctl.view.status import reused_from
 
 Json = dict[str, Any]
 

@@ -33,8 +33,17 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import object_session, selectinload
 
-from condorctl.explain import holds, starts
-from condorctl.ledger import Checkpoint, Job, Run, Stage, executions, job_states, progress
+from condorctl.condor import holds, starts
+from condorctl.ledger import (
+    Checkpoint,
+    Job,
+    Run,
+    Stage,
+    executions,
+    job_states,
+    progress,
+    stage_states,
+)
 from condorctl.view import cost
 
 Json = dict[str, Any]
@@ -45,12 +54,7 @@ _EXIT_CODES = {
     126: "the command cannot be executed",
     127: "the command was not found",
 }
-# Of several jobs, the first of these that one of them is in is the state of all.
-_STATES = (
-    "held", "running", "disconnected", "suspended", "idle", "unknown", "failed", "removed",
-    "completed",
-)  # fmt: skip
-# And the job in the first of these is the one to show.
+# Of several jobs, the one in the first of these states is the one to show.
 _NEEDS_USER = (
     "held", "failed", "unknown", "removed", "disconnected", "suspended", "running", "idle",
     "completed",
@@ -68,7 +72,7 @@ def describe(run: Run, unreachable: str | None = None) -> Json:
     unreachable = None if run.finished else unreachable
     as_of = run.finished or run.seen
     known_until = run.finished or (as_of if unreachable and as_of else now)
-    states = stage_states(run)
+    states = stage_states.of(run)
     stages = [_stage(stage, states[stage.name], known_until) for stage in run.stages]
     return {
         **heading(run),
@@ -155,31 +159,6 @@ def troubles(view: Json) -> list[str]:
     return lines
 
 
-def duration(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def age(seconds: float) -> str:
-    """``5 s``, ``3 min``, ``2 h``, ``4 d``."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{int(seconds / length)} {unit}"
-    return f"{int(seconds)} s"
-
-
-def size(count: int) -> str:
-    """Bytes in decimal units, as disk and network makers count."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
-
-
 def _load(run: Run) -> None:
     """Read what `describe` needs in a few queries, not in some for each of a sweep's stages."""
     session = object_session(run)
@@ -189,42 +168,6 @@ def _load(run: Run) -> None:
         session.scalars(
             query.options(jobs.selectinload(Job.states), jobs.selectinload(Job.checkpoints))
         ).all()
-
-
-def stage_states(run: Run) -> dict[str, str]:
-    """The state of each stage by its name."""
-    states: dict[str, str] = {}
-    for stage in run.stages:
-        needs = [states.get(need, "waiting") for need in stage.needs]
-        states[stage.name] = _stage_state(run, stage, needs)
-    return states
-
-
-def _stage_state(run: Run, stage: Stage, needs: Sequence[str]) -> str:
-    if stage.source:
-        return "done"
-    jobs = stage.current
-    if not run.finished and all(_ended_before(job, run.resumed) for job in jobs):
-        jobs = []  # DAGMan will run it again
-    state = min((job.state for job in jobs), key=_STATES.index, default=None)
-    if stage.outcome and state not in job_states.OPEN:
-        return stage.outcome
-    if state is None:
-        if run.finished or any(need in {"failed", "removed", "not run"} for need in needs):
-            return "not run"
-        return "ready" if all(need == "done" for need in needs) else "waiting"
-    if state == "completed":
-        return "done"
-    if state in job_states.OPEN or run.finished:
-        return state
-    final = any(job.exit_code in stage.final_exit_codes for job in jobs)
-    attempts = {job.attempt for job in stage.jobs if not _ended_before(job, run.resumed)}
-    return state if final or len(attempts) > stage.retries else "retrying"
-
-
-def _ended_before(job: Job, resumed: float | None) -> bool:
-    """Whether it had come to nothing before its run was resumed."""
-    return bool(resumed and job.finished and job.finished <= resumed and job.state != "completed")
 
 
 def _stage(stage: Stage, state: str, now: float) -> Json:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from condorctl import drafts
 from condorctl.errors import UserError
-from condorctl.submit import drafts
 
 _MAKE = """\
 import sys, time
 from pathlib import Path
-from condorctl.submit import drafts
+from condorctl import drafts
 with drafts.new(Path(sys.argv[1])) as draft:
     (draft / "half").write_text("")
     print(draft, flush=True)

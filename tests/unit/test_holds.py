@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from condorctl.explain import holds, programs, starts
+from condorctl.condor import holds, starts
+from condorctl.explain import programs
 
 INPUT = (
     "Transfer input files failure at access point vm while sending files to execution point "

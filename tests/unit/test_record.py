@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from condorctl import job
+from condorctl import job, paths
 from condorctl.ledger import Job, Run, Stage, gpus, record
 
 STAGE = Path(job.__file__).parents[1] / "stage.sh"
@@ -31,7 +31,7 @@ def test_every_file_of_every_output_is_recorded_whatever_it_is_called(project: P
     script += "printf %s -dash >./-dash; rm d; mkdir -p d/deep; printf 1 >'d/deep/line\nbreak'"
     words = [f"./{name}" if name.startswith("-") else name for name in names]
     assert stage(*words, "d", "--", "sh", "-c", script) == 0
-    found = record.load(Path(record.FILE))
+    found = record.load(Path(paths.JOB_RECORD))
     assert found.exit_code == 0
     assert found.machine["start"] <= found.machine["end"]
     assert {"host", "kernel"} <= set(found.machine)
@@ -45,7 +45,7 @@ def test_one_final_code_stands_for_all_and_the_record_has_the_real_one(
     project: Path, code: int, told: int
 ) -> None:
     assert stage("--final", "3,5", "out", "--", "sh", "-c", f"echo x >out; exit {code}") == told
-    assert record.load(Path(record.FILE)).exit_code == code
+    assert record.load(Path(paths.JOB_RECORD)).exit_code == code
 
 
 def test_a_node_with_no_more_than_a_shell_runs_the_job_all_the_same(
@@ -57,7 +57,7 @@ def test_a_node_with_no_more_than_a_shell_runs_the_job_all_the_same(
         (bare / tool).symlink_to(shutil.which(tool) or "")
     words = ["out", "d/x", "--", "sh", "-c", "echo x >out; echo y >d/x"]
     assert stage(*words, PATH=str(bare)) == 0
-    found = record.load(Path(record.FILE))
+    found = record.load(Path(paths.JOB_RECORD))
     assert (found.exit_code, found.files) == (0, {})
 
 
@@ -94,7 +94,7 @@ def test_the_gpus_are_those_that_the_job_may_use(project: Path, tmp_path: Path) 
     gpu = {"name": "NVIDIA H200", "memory_mb": 143771}
     for devices, count in [("GPU-22bb", 1), ("GPU-22", 1), ("0,1", 2), ("10000", 0), ("", 0)]:
         assert stage("--", "true", PATH=path, CUDA_VISIBLE_DEVICES=devices) == 0
-        machine = record.load(Path(record.FILE)).machine
+        machine = record.load(Path(paths.JOB_RECORD)).machine
         assert machine.get("gpus", []) == [gpu] * count
         assert machine.get("driver") == ("570.86" if count else None)
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from condorctl.explain import pulls, starts
-from condorctl.ledger import record
+from condorctl import paths
+from condorctl.condor import pulls, starts
 
 # Its files are on their way: nothing has failed.
 SPOOLING = 16
@@ -214,7 +214,7 @@ def _about(code: int, file: NamedFile, cause: str, mend: str) -> tuple[str, str]
         return f"{cause}: {what}", f"make room there, {_RELEASE}"
     if code == OUTPUT and number == errno.ENOENT and not file.writing:
         listed = PurePosixPath(name).name
-        if listed == record.FILE:
+        if listed == paths.JOB_RECORD:
             return (
                 "the stage was never started: its wrapper, which writes that first, did not run; "
                 "an image without /bin/sh cannot run it",
