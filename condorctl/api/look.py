@@ -119,9 +119,10 @@ def notify(
     held job: with its `stage`. With `test`, of nothing. Returns `event`, `title` and `sent`, the
     number of addresses.
     """
-    from condorctl.steer import notify as messages
+    from condorctl import notify as messages
     from condorctl.view import results as rows
     from condorctl.view import tables
+    from condorctl.view.status import troubles
 
     if test:
         return messages.test()
@@ -129,7 +130,7 @@ def notify(
     state = {None: view["state"], 0: "done"}.get(dag_status, "failed")
     found = rows.load(open_ledger, [view["run"]], None)
     figures = tables.as_markdown(found, every=False) if found.records else ""
-    return messages.send(view, "held" if stage else state, figures)
+    return messages.send(view, "held" if stage else state, troubles(view), figures)
 
 
 def web(

@@ -102,7 +102,7 @@ def _enter(
     reuse: str | None,
     command: str | None,
 ) -> None:
-    from condorctl.submit import interactive
+    from condorctl.files import interactive
 
     def tell(line: str) -> None:
         terminal.complain([line])

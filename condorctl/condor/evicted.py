@@ -8,8 +8,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from condorctl.deadline import Deadline
 from condorctl.errors import UserError
-from condorctl.files.sandbox import Deadline
 
 _ASK_S = 60.0
 # The schedd sends everything at once, and says nothing meanwhile.

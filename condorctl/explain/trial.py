@@ -16,7 +16,7 @@ from condorctl.condor import cluster
 from condorctl.errors import UserError
 from condorctl.explain import matchmaking, probe
 from condorctl.explain.finding import OK, PROBLEM, WARNING, Finding
-from condorctl.images import record
+from condorctl.spec import image_record
 from condorctl.spec import site as profiles
 from condorctl.spec.pipeline import Site
 from condorctl.submit import requests, universe
@@ -75,7 +75,7 @@ def _gpu(site: Site, seconds: float) -> Iterator[Finding]:
 
 
 def _container(site: Site, seconds: float) -> Iterator[Finding]:
-    defaults, image = site.defaults, site.defaults.image or record.latest()
+    defaults, image = site.defaults, site.defaults.image or image_record.latest()
     if defaults.universe != "vanilla" and image:
         stage = defaults.model_copy(update={"image": image})
         lines = [*_lines(site, False), *universe.lines(stage).splitlines()]

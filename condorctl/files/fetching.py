@@ -16,11 +16,12 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from condorctl.deadline import Deadline
 from condorctl.errors import UserError
 from condorctl.files import locate, patterns, receive, sandbox
 from condorctl.files.locate import Target
 from condorctl.files.receive import File, check_path
-from condorctl.files.sandbox import Deadline, Header, Want
+from condorctl.files.sandbox import Header, Want
 from condorctl.ledger import Fetched, Ledger, Run, events, find, job_states
 from condorctl.terminal import Progress
 

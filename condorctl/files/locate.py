@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from condorctl.condor import cluster, evicted, holds
+from condorctl.deadline import Deadline
 from condorctl.errors import UserError
-from condorctl.files.sandbox import Deadline
 from condorctl.ledger import Job, Ledger, Run, find, job_states
 
 _JOB_ATTRIBUTES = [

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Literal
 
 from condorctl.condor import event_text, evicted
+from condorctl.deadline import Deadline
 from condorctl.errors import UserError, printable
 from condorctl.files import locate, sandbox
 from condorctl.files.locate import Target
 from condorctl.files.receive import open_plain
-from condorctl.files.sandbox import Deadline, Want
+from condorctl.files.sandbox import Want
 from condorctl.ledger import Ledger, events, find, job_states, stage_states
 
 What = Literal["out", "err", "events"]

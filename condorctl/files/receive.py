@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
+from condorctl.deadline import Deadline
 from condorctl.errors import UserError
-from condorctl.files.sandbox import Broken, Changed, Deadline, Header, Refused, Want
+from condorctl.files.sandbox import Broken, Changed, Header, Refused, Want
 from condorctl.terminal import Progress
 
 File = dict[str, Any]

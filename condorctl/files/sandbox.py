@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO
 
-from condorctl.errors import UserError
+from condorctl.deadline import Deadline
 
 # A job that runs has its output under names of HTCondor's own.
 STDOUT, STDERR = "_condor_stdout", "_condor_stderr"
@@ -116,30 +116,6 @@ class NoSsh(Exception):
 
 class NotRunning(Exception):
     """The job has left its slot."""
-
-
-class Deadline:
-    """The end of the time that the user gave; None gives all there is."""
-
-    def __init__(self, seconds: float | None = None) -> None:
-        self._seconds = seconds
-        self._end = None if seconds is None else time.monotonic() + seconds
-
-    def left(self, most: float) -> float:
-        """Seconds that a wait may last: `most`, or what is left. Raises UserError after the end."""
-        if self._end is None:
-            return most
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise UserError(
-                f"not done after {self._seconds:g} s: what has come is kept, the same command "
-                "goes on from there; --timeout gives it longer",
-                124,
-            )
-        return min(most, left)
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(self.left(seconds))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 from condorctl import paths
 from condorctl.errors import UserError
 from condorctl.images import engine as engines
-from condorctl.images import record
 from condorctl.images.engine import Tell
-from condorctl.images.record import Record
 from condorctl.spec import image as images
+from condorctl.spec import image_record
+from condorctl.spec.image_record import Record
 
 
 def build(
@@ -53,7 +53,7 @@ def build(
         args=dict(args),
         time=time.time(),
     )
-    record.add(built)
+    image_record.add(built)
     return built
 
 
@@ -63,7 +63,7 @@ def push(tag: str | None, to: str | None, engine: str | None, tell: Tell) -> Rec
     The record that is returned, and kept, has the digest that the registry gave it: from then on
     a stage without an image of its own takes this one. Raises UserError.
     """
-    built = record.built(tag)
+    built = image_record.built(tag)
     name = tag or (built.tag if built else None)
     if name is None:
         raise UserError("nothing was built here yet: `condorctl image build`, or name an image")
@@ -86,7 +86,7 @@ def push(tag: str | None, to: str | None, engine: str | None, tell: Tell) -> Rec
         engine=chosen.name,
         time=time.time(),
     )
-    record.add(pushed)
+    image_record.add(pushed)
     return pushed
 
 

@@ -18,9 +18,9 @@ from condorctl import paths
 from condorctl.errors import UserError
 from condorctl.explain.finding import OK, PROBLEM, WARNING
 from condorctl.images import engine as engines
-from condorctl.images import imports, record
+from condorctl.images import imports
 from condorctl.images.engine import Engine, Failed, Tell
-from condorctl.spec import reader
+from condorctl.spec import image_record, reader
 
 # Beside the shell's own: the wrapper writes its record with some, `fetch` reads files with others.
 _PROGRAMS = ("find", "head", "mkdir", "readlink", "sha256sum", "stat", "tail", "uname", "wc")
@@ -63,7 +63,7 @@ def check(
     Without names, for those of all pipelines in ``jobs/``. Returns `image`, its `id`, the `engine`
     and `findings`. Raises UserError where there is no such image, engine or pipeline.
     """
-    name = image or record.latest() or getattr(record.built(None), "tag", None)
+    name = image or image_record.latest() or getattr(image_record.built(None), "tag", None)
     if not name:
         raise UserError("nothing was built here yet: `condorctl image build`, or name an image")
     folder = paths.search("jobs")[0]

@@ -20,8 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from condorctl.condor import submit_language
 from condorctl.errors import UserError, suggest
-from condorctl.images import record
-from condorctl.spec import matrix, yaml_text
+from condorctl.spec import image_record, matrix, yaml_text
 from condorctl.spec import site as profiles
 from condorctl.spec.pipeline import (
     ABOUT_GPUS,
@@ -255,7 +254,7 @@ class _Reader:
         if not (filled.get("image") and draft.key in self.own_images):
             self._drop_image(given, name if filled.get("image") else "")
         if given.get("universe") in ("docker", "container") and not given.get("image"):
-            given["image"] = record.latest()
+            given["image"] = image_record.latest()
         for key in ABOUT_GPUS:
             if given.get(key) is not None and "request_gpus" not in given:
                 message = "does nothing without request_gpus: say how many, such as request_gpus: 1"

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from condorctl import paths, secrets
+from condorctl import notify, paths, secrets
 from condorctl.condor import submit_language
 from condorctl.errors import UserError
 from condorctl.job.checkpoint import EXIT_CODE
@@ -23,7 +23,6 @@ from condorctl.job.folder import FOLDER as CHECKPOINTS
 from condorctl.spec.pipeline import is_url, seconds
 from condorctl.spec.reader import Pipeline, Stage
 from condorctl.spec.venv import is_venv
-from condorctl.steer import notify
 from condorctl.submit import requests, snapshot, universe, venvs
 
 

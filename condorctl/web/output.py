@@ -6,6 +6,7 @@ import os
 from typing import Any, Literal
 
 from condorctl.condor import cluster
+from condorctl.deadline import Deadline
 from condorctl.errors import UserError
 from condorctl.files import locate, sandbox
 from condorctl.files.locate import Target
@@ -49,7 +50,7 @@ def _running(target: Target, stream: Stream, most: int, live: bool) -> Json:
         # Another schedd gives the same number to another job.
         if target.id != f"{cluster.schedd_name()}#{target.number}":
             return _nothing("it runs at another schedd than the one that is asked from here")
-        text = sandbox.tail(target.number, called, most, sandbox.Deadline(_ASK_S))
+        text = sandbox.tail(target.number, called, most, Deadline(_ASK_S))
     except (sandbox.NoSsh, UserError) as error:
         return _nothing(f"{later} ({error})")
     return _told(text, None, len(text) >= most, "it has printed nothing yet")

@@ -10,9 +10,9 @@ import pytest
 
 from condorctl import paths
 from condorctl.errors import UserError
-from condorctl.images import imports, record
-from condorctl.images.record import Record
-from condorctl.spec import image, reader
+from condorctl.images import imports
+from condorctl.spec import image, image_record, reader
+from condorctl.spec.image_record import Record
 from condorctl.submit import render
 from tests.conftest import Condorctl, one_error_line
 
@@ -116,7 +116,7 @@ def test_what_does_not_go_together_is_one_line(
 
 def test_the_image_pushed_last_stands_in(project: Path, condorctl: Condorctl) -> None:
     def add(tag: str, name: str | None) -> None:
-        record.add(Record(tag, f"sha256:{tag}", name, "podman", "", {}, 1.0))
+        image_record.add(Record(tag, f"sha256:{tag}", name, "podman", "", {}, 1.0))
 
     add("one", f"r.example/one@{DIGEST}")
     add("two", f"r.example/two@{DIGEST}")

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from condorctl.deadline import Deadline
 from condorctl.errors import UserError
 from condorctl.files import receive
-from condorctl.files.sandbox import Broken, Deadline, Missing, Refused, Stream, Want
+from condorctl.files.sandbox import Broken, Missing, Refused, Stream, Want
 
 NAMES = ("a", "sub/b.pt", "c d")
 # All that a stream that makes no sense may end in, each of which `fetch` turns into one line.

@@ -15,6 +15,7 @@ import os
 import shlex
 import stat
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -95,18 +96,17 @@ def attach(dag: Path, run: str) -> None:
         )
 
 
-def send(view: Json, event: str, results: str = "") -> Json:
+def send(view: Json, event: str, troubles: Iterable[str], results: str = "") -> Json:
     """Send what `view`, a run as `status.describe` gives it, has become.
 
-    `event` is "done", "failed" or "held"; `results` is text to go below. Returns the event, the
-    title, and how many addresses it went to. Raises UserError when a message cannot be sent.
+    `event` is "done", "failed" or "held"; `troubles` are lines of text, `results` goes below.
+    Returns the event, the title, and how many addresses it went to. Raises UserError when a message
+    cannot be sent.
     """
-    from condorctl.view import status
-
     done = sum(stage["state"] == "done" for stage in view["stages"])
     lines = [
         f"{done} of {len(view['stages'])} stages done, {units.duration(view['elapsed_s'])}",
-        *status.troubles(view),
+        *troubles,
         f"condorctl status {view['run']}",
     ]
     body = "\n".join([*lines, *(["", results] if results else [])])
