@@ -11,7 +11,6 @@ import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -40,7 +39,9 @@ class Data:
         "torchvision's CIFAR10 and CIFAR100; folder: train/<class>/ and test/<class>/",
         choices=("digits", "auto", "cifar10", "cifar100", "folder"),
     )
-    split_seed: int = option("seed of split and subset; one for all seeds of a study", "ours")
+    split_seed: int = option(
+        "seed of split and subset; one for all seeds of a study", "ours", high=2**32 - 1
+    )
     validation: int = option("images held out of the training part, to select by", "ours", low=1)
     train_images: int = option("training images, a stratified subset; 0 takes all", "ours")
     test_images: int = option("test images, a stratified subset; 0 takes all", "ours")
@@ -52,9 +53,13 @@ class Model:
         "channels of each residual stage, every one after the first halving the image",
         "ResNet-18 64 to 512, ResNet-20 16 to 64, He et al. 2016",
         low=1,
+        high=2**16,
     )
     blocks: tuple[int, ...] = option(
-        "basic blocks of each residual stage", "ResNet-18 2,2,2,2; ResNet-20 3,3,3", low=1
+        "basic blocks of each residual stage",
+        "ResNet-18 2,2,2,2; ResNet-20 3,3,3",
+        low=1,
+        high=2**16,
     )
     normalise: bool = option(
         "standardise each channel inside the network, by the training part's mean and deviation",
@@ -89,7 +94,9 @@ class Views:
 
 @dataclass(frozen=True)
 class Augment:
-    pad: int = option("pixels of padding before a random crop in supervised stages", "HYDRA 4")
+    pad: int = option(
+        "pixels of padding before a random crop in supervised stages", "HYDRA 4", high=64
+    )
     flip: float = option("probability of a horizontal flip there", "HYDRA .5", high=1)
 
 
@@ -382,12 +389,15 @@ def _checked(value: Any, kind: Any, metadata: Mapping[str, Any], where: str) -> 
 
 def _number(value: Any, whole: bool, metadata: Mapping[str, Any], where: str) -> float:
     if isinstance(value, str):
-        try:
-            value = float(Fraction(value))
-        except (ValueError, ZeroDivisionError):
-            raise UserError(f"{where}: expected a number, e.g. 0.1 or 8/255") from None
+        value = _quotient(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{where}: expected a number, e.g. 0.1 or 8/255")
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        finite = False
+    if not finite:
+        raise UserError(f"{where}: expected a finite number")
     if whole and not float(value).is_integer():
         raise UserError(f"{where}: expected a whole number")
     low, high = metadata["low"], metadata["high"]
@@ -396,10 +406,23 @@ def _number(value: Any, whole: bool, metadata: Mapping[str, Any], where: str) ->
     return int(value) if whole else float(value)
 
 
+def _quotient(text: str) -> float | None:
+    """`text`, a number or one over another; None when it is neither.
+
+    In floats, not exact fractions: those of "1e999999999" take a minute and a gigabyte, and a
+    quotient of two floats is as exact wherever both are whole.
+    """
+    numerator, slash, denominator = text.partition("/")
+    try:
+        return float(numerator) / (float(denominator) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
 def _toml_value(text: str) -> Any:
     """`text` as TOML reads it; a bare word or a fraction stays text."""
     try:
         values = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or more digits or brackets than Python reads
         return text
     return values["value"] if len(values) == 1 else text
