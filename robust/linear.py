@@ -18,8 +18,8 @@ from robust.checkpoint import Checkpoint
 from robust.config import Config
 from robust.data import Dataset, Part
 from robust.losses import nt_xent
-from robust.models import Embedding, transfer
-from robust.pretrain import PROJECTOR, features, projector
+from robust.models import PROJECTOR, Embedding, transfer
+from robust.pretrain import features, projector
 from robust.training import Stage, fit, seed_everything
 from robust.views import augment, random_view
 
