@@ -36,10 +36,22 @@ class Stage(ABC):
     ) -> None:
         self.network, self.options, self.config = network, options, config
         self.seed, self.dataset = seed, dataset
+        self._refuse_lone_image()
         # bf16 is for a GPU's attacks alone, unless it is asked for.
         chosen = config.compute.attack
         half = chosen == "bf16" or (chosen == "auto" and network.conv1.weight.is_cuda)
         self.twin = Twin(network, torch.bfloat16 if half else torch.float32)
+
+    def _refuse_lone_image(self) -> None:
+        """One image at one place is one value a channel, of which BN has no deviation."""
+        halvings = len(self.config.model.widths) - 1
+        narrowest = max(self.dataset.train.pixels.shape[2:]) / 2**halvings
+        size = self.options.batch_size
+        if len(self.dataset.train) % size == 1 and narrowest <= 1:
+            raise UserError(
+                f"{self.name}.batch_size = {size}: leaves a last batch of one image, which BN "
+                "cannot normalise in a network that narrows images to one pixel; take another"
+            )
 
     @abstractmethod
     def parameters(self) -> list[Tensor]:
