@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from condorctl.errors import UserError
-from robust.config import explain
+from robust.options import explain
 
 
 class _Parser(argparse.ArgumentParser):

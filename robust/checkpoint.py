@@ -22,10 +22,11 @@ from torch import Tensor
 from condorctl import job
 from condorctl.errors import UserError
 from robust import data
-from robust.config import Config, from_dict, to_dict
+from robust.config import from_dict, to_dict
 from robust.data import Dataset
 from robust.masks import Masks, check_counts, prunable
 from robust.models import ResNet
+from robust.options import Config
 
 _FIELDS = ("stage", "seed", "epoch", "keep", "config", "data", "weights", "masks")
 _PRUNED_STAGES = ("score", "finetune")

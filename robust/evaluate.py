@@ -17,10 +17,11 @@ from condorctl.errors import UserError
 from robust import checkpoint, library, machine, masking
 from robust.checkpoint import CLASSIFIERS, Checkpoint
 from robust.columns import Attack, plan
-from robust.config import Config, override, to_dict
+from robust.config import override, to_dict
 from robust.data import Dataset, Part
 from robust.masks import kept_fraction
 from robust.models import ResNet
+from robust.options import Config
 from robust.record import Record
 
 Row = dict[str, Any]

@@ -16,10 +16,10 @@ from condorctl.errors import UserError
 from robust import checkpoint
 from robust.attacks import pgd_attack
 from robust.checkpoint import Checkpoint
-from robust.config import Config
 from robust.data import Dataset, Part
 from robust.losses import nt_xent
 from robust.models import PROJECTOR, Embedding, transfer
+from robust.options import Config
 from robust.pretrain import features, projector
 from robust.training import Stage, fit, seed_everything
 from robust.views import augment, random_view

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from robust import checkpoint, views
 from robust.attacks import instance_attack
 from robust.checkpoint import Checkpoint, DataCard
-from robust.config import Config
 from robust.data import Dataset, Part, batches
 from robust.losses import nt_xent, rocl
 from robust.models import (
@@ -27,6 +26,7 @@ from robust.models import (
     encoder_weights,
     eval_mode,
 )
+from robust.options import Config
 from robust.training import Stage, fit, seed_everything
 
 

@@ -15,10 +15,10 @@ from condorctl.errors import UserError
 from robust import checkpoint
 from robust.attacks import correct, withstands
 from robust.checkpoint import Checkpoint, DataCard
-from robust.config import Adversary, Averaged, Config, Optimisation, Pretrain, Supervised
 from robust.data import Dataset, Part, batches, shuffled
 from robust.models import ResNet, Twin
 from robust.optim import Average, build, perturbed
+from robust.options import Adversary, Averaged, Config, Optimisation, Pretrain, Supervised
 from robust.resume import Loop
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from condorctl.errors import UserError
 from robust.cli import main
-from robust.config import PRESETS, SECTIONS, Config, from_dict, load_preset, override, to_dict
+from robust.config import PRESETS, from_dict, load_preset, override, to_dict
+from robust.options import SECTIONS, Config
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.toml")))

@@ -19,8 +19,8 @@ from PIL import EpsImagePlugin, Image
 
 from condorctl.errors import UserError
 from robust import imagefolder
-from robust.config import Data
 from robust.data import load
+from robust.options import Data
 
 OPTIONS = Data(source="auto", split_seed=0, validation=4, train_images=0, test_images=0)
 

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from condorctl.errors import UserError
 from robust import data
-from robust.config import Config, load_preset
+from robust.config import load_preset
 from robust.models import Embedding, Projector, ResNet, Twin, encoder_weights, transfer
+from robust.options import Config
 from robust.pretrain import Pretraining
 from robust.supervised import Training
 from robust.training import Stage
