@@ -9,6 +9,7 @@ evaluating a k = 0.1 checkpoint with k = 1, which put the stale weights back. He
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -82,8 +83,8 @@ class _Values(BaseModel):
 def save(checkpoint: Checkpoint, path: str) -> str:
     """Write `checkpoint` atomically, record it as a job's checkpoint; return its content hash.
 
-    Raises UserError, and leaves `path` as it was, when a weight is not finite: the loss of an epoch
-    does not show where its last step leads.
+    Raises UserError when a weight is not finite (the loss of an epoch does not show where its last
+    step leads), OSError when the disk is full; `path` is then as it was.
     """
     stray = _not_finite(checkpoint.weights)
     if stray:
@@ -103,8 +104,19 @@ def save(checkpoint: Checkpoint, path: str) -> str:
         "masks": _plain(checkpoint.masks),
     }
     payload["hash"] = content_hash(payload)
-    job.save(path, write=lambda partial: torch.save(payload, partial), epoch=checkpoint.epoch)
+    job.save(path, write=lambda partial: write(payload, partial), epoch=checkpoint.epoch)
     return str(payload["hash"])
+
+
+def write(content: Mapping[str, Any], path: str) -> None:
+    """`torch.save`; OSError when the disk takes no more."""
+    try:
+        torch.save(content, path)
+    except RuntimeError:
+        # torch's own writer does not say why it failed; Python's does.
+        whole = io.BytesIO()
+        torch.save(content, whole)
+        Path(path).write_bytes(whole.getbuffer())
 
 
 def load(path: str, stages: Iterable[str], keep: float | None = None) -> Checkpoint:

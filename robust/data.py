@@ -148,7 +148,7 @@ def _read(wanted: str, root: str | None) -> _Source:
         if root is not None:
             raise UserError(
                 f"--data-root {root}: data.source is digits, which come with scikit-learn; leave "
-                "the option out, or --set data.source=auto"
+                "the option (and $ROBUST_DATA_ROOT) out, or --set data.source=auto"
             )
         return _digits()
     if root is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,23 @@ def test_weights_that_are_not_finite_are_never_saved(run: Path, tmp_path: Path) 
     with pytest.raises(UserError, match=r"^train: linear\.bias .* after epoch 2; lower train\.lr$"):
         checkpoint.save(made, str(tmp_path / "checkpoint.pt"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_says_so_and_leaves_the_former_checkpoint(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made, path = load(str(run / "train/checkpoint.pt"), ["train"]), tmp_path / "checkpoint.pt"
+    path.write_bytes(b"former")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(made, str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"former"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_another_architecture_is_refused(

@@ -16,11 +16,11 @@ from robust.cli import main
 ROOT = Path(__file__).parents[3]
 
 
-def robust(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def robust(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "robust", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         capture_output=True,
         text=True,
         check=False,
@@ -87,6 +87,12 @@ def test_a_process_ends_with_the_code_and_without_a_traceback(tmp_path: Path) ->
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --set train.epochs=0: must lie in [1, inf]\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_without_greek_letters_gets_what_it_can_show(tmp_path: Path) -> None:
+    done = robust(tmp_path, "train", "--help", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "\\u03b2, weight of the robust term of TRADES" in done.stdout
 
 
 def test_a_disk_that_fails_is_one_line_and_another_code(
