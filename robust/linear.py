@@ -61,6 +61,8 @@ class LinearEvaluation(Stage):
         network = checkpoint.build(config, source.data).to(device)
         transfer(network, source.weights, head=False, path=init)
         super().__init__(network, config.linear, config, source.seed, dataset)
+        if config.linear.finetune:
+            self.refuse_lone_image()
         self.embed = Embedding(self.network, projector(config).to(device))
         head = {
             name.removeprefix(PROJECTOR): tensor

@@ -40,6 +40,7 @@ class Training(Stage):
         self, network: ResNet, config: Config, seed: int, dataset: Dataset, options: Supervised
     ) -> None:
         super().__init__(network, options, config, seed, dataset)
+        self.refuse_lone_image()
         self.trainer = options.trainer
 
     def parameters(self) -> list[Tensor]:

@@ -36,14 +36,16 @@ class Stage(ABC):
     ) -> None:
         self.network, self.options, self.config = network, options, config
         self.seed, self.dataset = seed, dataset
-        self._refuse_lone_image()
         # bf16 is for a GPU's attacks alone, unless it is asked for.
         chosen = config.compute.attack
         half = chosen == "bf16" or (chosen == "auto" and network.conv1.weight.is_cuda)
         self.twin = Twin(network, torch.bfloat16 if half else torch.float32)
 
-    def _refuse_lone_image(self) -> None:
-        """One image at one place is one value a channel, of which BN has no deviation."""
+    def refuse_lone_image(self) -> None:
+        """UserError when BN, in train mode, would meet one value a channel: it has no deviation.
+
+        That is a last batch of one image in a network that narrows images to one pixel.
+        """
         halvings = len(self.config.model.widths) - 1
         narrowest = max(self.dataset.train.pixels.shape[2:]) / 2**halvings
         size = self.options.batch_size

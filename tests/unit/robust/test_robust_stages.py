@@ -315,3 +315,12 @@ def test_a_last_batch_that_bn_cannot_normalise_is_refused(
     assert "train.batch_size = 628: leaves a last batch of one image" in capsys.readouterr().err
     assert not list((tmp_path / "narrow").iterdir())
     assert run_tiny(tmp_path / "wide", "train", *lone) == 0
+
+    # Three views of it are three values, and a frozen encoder normalises by its statistics.
+    words = ["--set", "pretrain.batch_size=628", "--set", "pretrain.epochs=1"]
+    assert run_tiny(tmp_path / "pretrain", "pretrain", *narrow, *words) == 0
+    words = ["--set", "linear.batch_size=628", "--set", "linear.epochs=1", "--init"]
+    words.append(str(tmp_path / "pretrain/checkpoint.pt"))
+    assert run_tiny(tmp_path / "frozen", "linear", *words) == 0
+    assert run_tiny(tmp_path / "freed", "linear", "--finetune", *words) == 2
+    assert "linear.batch_size = 628: leaves a last" in capsys.readouterr().err
