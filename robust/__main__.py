@@ -1,3 +1,4 @@
+import io
 import os
 import sys
 
@@ -10,5 +11,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Without it cuBLAS has no deterministic algorithm, and torch refuses the others (CUDA 10.2 on).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+# A locale that lacks ε must not end an evaluation when it prints a figure.
+for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 sys.exit(main())

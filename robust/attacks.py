@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from robust.config import Adversary, Pretrain
 from robust.losses import divergence, nt_xent
 from robust.models import eval_mode
+from robust.options import Adversary, Pretrain
 
 
 def pgd(

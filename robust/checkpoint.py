@@ -9,22 +9,25 @@ evaluating a k = 0.1 checkpoint with k = 1, which put the stale weights back. He
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from condorctl import job
 from condorctl.errors import UserError
 from robust import data
-from robust.config import Config, from_dict, to_dict
+from robust.config import from_dict, to_dict
 from robust.data import Dataset
 from robust.masks import Masks, check_counts, prunable
 from robust.models import ResNet
+from robust.options import Config
 
 _FIELDS = ("stage", "seed", "epoch", "keep", "config", "data", "weights", "masks")
 _PRUNED_STAGES = ("score", "finetune")
@@ -39,7 +42,7 @@ class DataCard:
 
     name: str
     fingerprint: str
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     shape: tuple[int, int, int]
 
     @classmethod
@@ -67,8 +70,29 @@ class Checkpoint:
     masks: Masks = field(default_factory=dict)
 
 
+class _Values(BaseModel):
+    """What a file holds besides tensors and configuration: types and ranges that stages write."""
+
+    stage: str
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
+    epoch: Annotated[int, Field(ge=0)]
+    keep: Annotated[float, Field(gt=0, le=1)]
+    data: DataCard
+
+
 def save(checkpoint: Checkpoint, path: str) -> str:
-    """Write `checkpoint` atomically, record it as a job's checkpoint; return its content hash."""
+    """Write `checkpoint` atomically, record it as a job's checkpoint; return its content hash.
+
+    Raises UserError when a weight is not finite (the loss of an epoch does not show where its last
+    step leads), OSError when the disk is full; `path` is then as it was.
+    """
+    stray = _not_finite(checkpoint.weights)
+    if stray:
+        stage = checkpoint.stage
+        raise UserError(
+            f"{stage}: {stray} holds values that are not finite after epoch {checkpoint.epoch}; "
+            f"lower {stage}.lr"
+        )
     payload: dict[str, Any] = {
         "stage": checkpoint.stage,
         "seed": checkpoint.seed,
@@ -80,16 +104,27 @@ def save(checkpoint: Checkpoint, path: str) -> str:
         "masks": _plain(checkpoint.masks),
     }
     payload["hash"] = content_hash(payload)
-    job.save(path, write=lambda partial: torch.save(payload, partial), epoch=checkpoint.epoch)
+    job.save(path, write=lambda partial: write(payload, partial), epoch=checkpoint.epoch)
     return str(payload["hash"])
+
+
+def write(content: Mapping[str, Any], path: str) -> None:
+    """`torch.save`; OSError when the disk takes no more."""
+    try:
+        torch.save(content, path)
+    except RuntimeError:
+        # torch's own writer does not say why it failed; Python's does.
+        whole = io.BytesIO()
+        torch.save(content, whole)
+        Path(path).write_bytes(whole.getbuffer())
 
 
 def load(path: str, stages: Iterable[str], keep: float | None = None) -> Checkpoint:
     """Read and verify a checkpoint that one of `stages` wrote, on the CPU.
 
     Raises UserError, one line that names `path`, when the file is missing or damaged, comes from
-    another stage, its keep ratio, masks and weights contradict each other, or `keep` is given and
-    is not the checkpoint's own.
+    another stage, a value is out of its range or a weight not finite, its keep ratio, masks and
+    weights contradict each other, or `keep` is given and is not the checkpoint's own.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint")
@@ -100,16 +135,15 @@ def load(path: str, stages: Iterable[str], keep: float | None = None) -> Checkpo
         raise UserError(f"{path}: not a checkpoint of ours ({type(error).__name__})") from None
     if not intact:
         raise UserError(f"{path}: content does not match its hash; fetch or make it again")
-    card = payload["data"]
+    try:
+        values = _Values.model_validate(payload)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']}; make it again") from None
     checkpoint = Checkpoint(
-        stage=payload["stage"],
-        seed=payload["seed"],
-        epoch=payload["epoch"],
-        keep=payload["keep"],
+        **dict(values),
         config=from_dict(payload["config"], where=path),
-        data=DataCard(
-            card["name"], card["fingerprint"], tuple(card["classes"]), tuple(card["shape"])
-        ),
         weights=payload["weights"],
         masks=payload["masks"],
     )
@@ -117,6 +151,9 @@ def load(path: str, stages: Iterable[str], keep: float | None = None) -> Checkpo
         raise UserError(
             f"{path}: written by stage {checkpoint.stage}, expected one of {', '.join(stages)}"
         )
+    stray = _not_finite(checkpoint.weights)
+    if stray:
+        raise UserError(f"{path}: {stray} holds values that are not finite; train it again")
     _check_masks(checkpoint, path)
     if keep not in (None, checkpoint.keep):
         raise UserError(f"--keep {keep:g}: {path} keeps {checkpoint.keep:g} of its weights")
@@ -198,6 +235,11 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
+
+
+def _not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor that holds NaN or infinity; None when all are finite."""
+    return next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
 
 
 def _check_masks(checkpoint: Checkpoint, path: str) -> None:

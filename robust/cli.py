@@ -4,247 +4,81 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from condorctl.errors import UserError
-from robust.config import explain, load_preset, override
+from robust.arguments import parser
+from robust.config import load_preset, override
 
 if TYPE_CHECKING:
     import torch
 
-_STAGES = {
-    "pretrain": "robust contrastive pretraining of the encoder (RoCL)",
-    "linear": "a linear classifier on the pretrained encoder (LE, r-LE), or fine-tuning of both",
-    "train": "adversarial training of all weights (TRADES, PGD-AT), or plain training",
-    "score": "importance scores: which weights of a dense network stay (HYDRA)",
-    "finetune": "adversarial fine-tuning of the weights that stay, under a frozen mask",
-    "evaluate": "accuracy on the test part, clean and under attack, one row a network",
-    "export": "a sparse file, an ONNX file and a report of what the network costs",
-}
-
-
-class _Parser(argparse.ArgumentParser):
-    """One line for bad arguments instead of usage and error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage; 0 when it is done, 2 for bad input, 1 when the disk fails."""
+    """Run one stage; 0 when it is done, 2 for bad input, 1 when the disk or the memory fails."""
     try:
-        _run(_parser().parse_args(argv))
+        _run(parser().parse_args(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`… | head`): not an error, and nothing to flush.
+        sys.stdout = None
+        return 141
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        said = str(error).partition("\n")[0] or "out of memory"
+        print(f"error: {said}; make the batch smaller, or take more memory", file=sys.stderr)
         return 1
     return 0
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="python -m robust", description="Robust, pruned networks by stages.")
-    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    for name, purpose in _STAGES.items():
-        options = list(explain(name))
-        stage = stages.add_parser(
-            name,
-            help=purpose,
-            description=f"Stage {name}: {purpose}.",
-            epilog="\n".join(["options for --set [source]:", *options]) if options else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        _OPTIONS[name](stage)
-        if options:
-            stage.add_argument(
-                "--set",
-                action="append",
-                default=[],
-                metavar="KEY=VALUE",
-                dest="settings",
-                help="replace one option; repeat",
-            )
-        stage.add_argument(
-            "--data-root",
-            default=os.environ.get("ROBUST_DATA_ROOT"),
-            help="folder or tar archive of images, or torchvision's folder; digits need none "
-            "($ROBUST_DATA_ROOT)",
-        )
-        stage.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; auto takes a GPU")
-    return parser
-
-
-def _pretrain(stage: argparse.ArgumentParser) -> None:
-    stage.add_argument("--preset", required=True, help="configuration file, e.g. smoke")
-    stage.add_argument("--seed", type=_seed, default=0, help="random seed (0)")
-    _out(stage)
-
-
-def _linear(stage: argparse.ArgumentParser) -> None:
-    _init(stage, "pretrained encoder")
-    for flag, key, meaning in (
-        ("--robust", "robust", "train on PGD images: r-LE"),
-        ("--finetune", "finetune", "train the encoder too"),
-        ("--ss", "contrastive", "add NT-Xent of two clean views; needs --finetune"),
-    ):
-        _short(stage, flag, f"linear.{key}=true", meaning)
-    _out(stage)
-
-
-def _train(stage: argparse.ArgumentParser) -> None:
-    _pretrain(stage)
-    stage.add_argument("--init", help="checkpoint to start from")
-    stage.add_argument(
-        "--transfer",
-        choices=("extractor", "complete", "unused"),
-        help="what --init gives: its encoder (the default), its classifier too, or nothing",
-    )
-    _trainer(stage, "train")
-
-
-def _score(stage: argparse.ArgumentParser) -> None:
-    _init(stage, "dense checkpoint")
-    stage.add_argument(
-        "--keep", type=_keep, required=True, help="fraction of the weights that stays [HYDRA k]"
-    )
-    _trainer(stage, "score")
-    _out(stage)
-
-
-def _finetune(stage: argparse.ArgumentParser) -> None:
-    _init(stage, "scored or dense checkpoint")
-    stage.add_argument(
-        "--keep", type=_keep, help="for a dense checkpoint: prune by magnitude [LWM]; 1 keeps all"
-    )
-    _trainer(stage, "finetune")
-    _out(stage)
-
-
-def _evaluate(stage: argparse.ArgumentParser) -> None:
-    stage.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        metavar="NAME=PATH",
-        help="a row's name and its checkpoint; repeat",
-    )
-    stage.add_argument(
-        "--surrogate", metavar="PATH", help="network that the transfer attack is made on"
-    )
-    stage.add_argument("--keep", type=_keep, help="refuse networks that keep another fraction")
-    stage.add_argument(
-        "--attacks",
-        dest="settings",
-        action="append",
-        default=[],
-        type=lambda text: f"evaluate.attacks={json.dumps(text.split(','))}",
-        metavar="NAME,…",
-        help="short for --set evaluate.attacks=[…]: pgd, l2, l1, square, autoattack",
-    )
-    stage.add_argument(
-        "--out", default="evaluation.json", help="record; continued if there (evaluation.json)"
-    )
-
-
-def _export(stage: argparse.ArgumentParser) -> None:
-    _init(stage, "checkpoint")
-    stage.add_argument("--out", default="export", help="folder to write (export)")
-    stage.add_argument(
-        "--dtype",
-        choices=("float16", "float32"),
-        default="float16",
-        help="of the kept weights (float16)",
-    )
-    stage.add_argument("--json", action="store_true", help="print the report as JSON")
-
-
-_OPTIONS = {
-    "pretrain": _pretrain,
-    "linear": _linear,
-    "train": _train,
-    "score": _score,
-    "finetune": _finetune,
-    "evaluate": _evaluate,
-    "export": _export,
-}
-
-
-def _init(stage: argparse.ArgumentParser, what: str) -> None:
-    stage.add_argument("--init", required=True, help=f"{what} to start from")
-
-
-def _out(stage: argparse.ArgumentParser) -> None:
-    stage.add_argument("--out", default="checkpoint.pt", help="where to (checkpoint.pt)")
-
-
-def _trainer(stage: argparse.ArgumentParser, section: str) -> None:
-    stage.add_argument(
-        "--trainer",
-        dest="settings",
-        action="append",
-        default=[],
-        type=lambda text: f"{section}.trainer={text}",
-        metavar="NAME",
-        help=f"short for --set {section}.trainer=: trades, pgd or plain",
-    )
-
-
-def _short(stage: argparse.ArgumentParser, flag: str, setting: str, meaning: str) -> None:
-    stage.add_argument(
-        flag, dest="settings", action="append_const", const=setting, default=[], help=meaning
+def _is_memory(error: Exception) -> bool:
+    """Whether there was too little: torch has a class for it on a GPU, on a CPU only words."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
     )
 
 
 def _run(args: argparse.Namespace) -> None:
-    root = args.data_root or None
-    if args.stage == "evaluate":
-        models = _models(args.model)
-        _writable(args.out)
-        from robust.evaluate import evaluate
+    if args.stage != "export":
+        _writable(args.out, getattr(args, "init", None))
+    _RUN[args.stage](args, args.data_root or None)
 
-        evaluate(
-            models,
-            args.settings,
-            root=root,
-            surrogate=args.surrogate,
-            keep=args.keep,
-            out=args.out,
-            device=_device(args.device),
-        )
-        return
-    if args.stage == "export":
-        from robust.export import export
 
-        report = export(
-            args.init, args.out, root=root, dtype=args.dtype, device=_device(args.device)
-        )
-        print(json.dumps(report, indent=2) if args.json else report.text())
-        return
+def _run_pretrain(args: argparse.Namespace, root: str | None) -> None:
+    config = override(load_preset(args.preset), args.settings, args.stage)
+    from robust.pretrain import pretrain
 
-    _writable(args.out)
-    if args.stage in ("pretrain", "train"):
-        config = override(load_preset(args.preset), args.settings, args.stage)
-        if args.stage == "pretrain":
-            from robust.pretrain import pretrain
+    pretrain(config, args.seed, args.out, root=root, device=_device(args.device))
 
-            pretrain(config, args.seed, args.out, root=root, device=_device(args.device))
-            return
-        transfer = args.transfer or ("extractor" if args.init else "unused")
-        if (transfer == "unused") == bool(args.init):
-            mend = "leave --init out" if args.init else "give --init"
-            raise UserError(f"--transfer {transfer}: {mend}")
-        from robust.supervised import train
 
-        head = transfer == "complete"
-        device = _device(args.device)
-        train(config, args.seed, args.init, head, args.out, root=root, device=device)
-        return
+def _run_train(args: argparse.Namespace, root: str | None) -> None:
+    config = override(load_preset(args.preset), args.settings, args.stage)
+    transfer = args.transfer or ("extractor" if args.init else "unused")
+    if (transfer == "unused") == bool(args.init):
+        mend = "leave --init out" if args.init else "give --init"
+        raise UserError(f"--transfer {transfer}: {mend}")
+    from robust.supervised import train
 
+    head = transfer == "complete"
+    device = _device(args.device)
+    train(config, args.seed, args.init, head, args.out, root=root, device=device)
+
+
+def _run_on_checkpoint(args: argparse.Namespace, root: str | None) -> None:
+    """A stage whose configuration and seed are those of the checkpoint that it starts from."""
     from robust import checkpoint
 
     source = checkpoint.load(args.init, _SOURCES[args.stage])
@@ -261,6 +95,28 @@ def _run(args: argparse.Namespace) -> None:
     stage(config, args.keep, source, args.init, args.out, root=root, device=device)
 
 
+def _run_evaluate(args: argparse.Namespace, root: str | None) -> None:
+    models = _models(args.model)
+    from robust.evaluate import evaluate
+
+    evaluate(
+        models,
+        args.settings,
+        root=root,
+        surrogate=args.surrogate,
+        keep=args.keep,
+        out=args.out,
+        device=_device(args.device),
+    )
+
+
+def _run_export(args: argparse.Namespace, root: str | None) -> None:
+    from robust.export import export
+
+    report = export(args.init, args.out, root=root, dtype=args.dtype, device=_device(args.device))
+    print(json.dumps(report, indent=2) if args.json else report.text())
+
+
 # Which stages' checkpoints a stage can start from.
 _SOURCES = {
     "linear": ("pretrain",),
@@ -269,11 +125,17 @@ _SOURCES = {
 }
 
 
-def _writable(out: str) -> None:
+def _writable(out: str, init: str | None) -> None:
+    """UserError when `out` cannot be written, or would replace the checkpoint at `init`.
+
+    A stage that is interrupted starts again from `init`, which must then still be there.
+    """
     if not Path(out).parent.is_dir():
         raise UserError(f"--out {out}: no such folder")
-    if Path(out).is_dir():
+    if Path(out).is_dir() or out.endswith("/"):
         raise UserError(f"--out {out}: a folder, name a file in it")
+    if init and Path(out).resolve() == Path(init).resolve():
+        raise UserError(f"--out {out}: is what --init reads; name another file")
 
 
 def _device(name: str) -> torch.device:
@@ -284,26 +146,10 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()  # `meta` takes whatever it is given, and holds nothing
     except (RuntimeError, AssertionError):
         raise UserError(f"--device {name}: there is none here; cpu is always there") from None
     return device
-
-
-def _keep(text: str) -> float:
-    try:
-        keep = float(text)
-    except ValueError:
-        keep = 0.0
-    if not 0 < keep <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no fraction in (0, 1]")
-    return keep
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number in [0, 2^63)")
-    return int(text)
 
 
 def _models(pairs: Sequence[str]) -> dict[str, str]:
@@ -313,7 +159,20 @@ def _models(pairs: Sequence[str]) -> dict[str, str]:
         name, equals, path = pair.partition("=")
         if not (name and equals and path):
             raise UserError(f"--model {pair}: write it as NAME=PATH")
+        if not name.isprintable():
+            raise UserError(f"--model {pair}: the name must be printable UTF-8")
         if name in models:
             raise UserError(f"--model {pair}: the name {name} is taken")
         models[name] = path
     return models
+
+
+_RUN = {
+    "pretrain": _run_pretrain,
+    "linear": _run_on_checkpoint,
+    "train": _run_train,
+    "score": _run_on_checkpoint,
+    "finetune": _run_on_checkpoint,
+    "evaluate": _run_evaluate,
+    "export": _run_export,
+}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robust import library
 from robust.attacks import correct, transfer, withstands
-from robust.config import Evaluate
+from robust.options import Evaluate
 
 # The probe for gradient masking: at this ε any image can be made grey.
 _PROBE_EPSILON, _PROBE_STEPS, _PROBE_IMAGES = 0.5, 20, 64

@@ -15,7 +15,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from condorctl.errors import UserError
-from robust import config, imagefolder
+from robust import imagefolder
+from robust.options import Data
 
 # The digits come without a test part. Whatever the options, it is these many, drawn by this seed:
 # every digits result is measured on the same images.
@@ -80,7 +81,7 @@ class _Source(NamedTuple):
     test: Part
 
 
-def load(options: config.Data, root: str | None, device: torch.device | str = "cpu") -> Dataset:
+def load(options: Data, root: str | None, device: torch.device | str = "cpu") -> Dataset:
     """The data set that `options` asks for, from `root` (`--data-root`; empty text is none).
 
     The validation part is drawn out of the training part, then the subset of what is left, so it
@@ -142,12 +143,12 @@ def batches(
 
 
 def _read(wanted: str, root: str | None) -> _Source:
-    """The data set `wanted`, as `config.Data.source` names it."""
+    """The data set `wanted`, as `options.Data.source` names it."""
     if wanted == "digits":
         if root is not None:
             raise UserError(
                 f"--data-root {root}: data.source is digits, which come with scikit-learn; leave "
-                "the option out, or --set data.source=auto"
+                "the option (and $ROBUST_DATA_ROOT) out, or --set data.source=auto"
             )
         return _digits()
     if root is None:

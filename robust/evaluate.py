@@ -17,10 +17,11 @@ from condorctl.errors import UserError
 from robust import checkpoint, library, machine, masking
 from robust.checkpoint import CLASSIFIERS, Checkpoint
 from robust.columns import Attack, plan
-from robust.config import Config, override, to_dict
-from robust.data import Part
+from robust.config import override, to_dict
+from robust.data import Dataset, Part
 from robust.masks import kept_fraction
 from robust.models import ResNet
+from robust.options import Config
 from robust.record import Record
 
 Row = dict[str, Any]
@@ -67,34 +68,25 @@ def evaluate(
     everyone = [*networks.values(), *([crafted_on] if crafted_on else [])]
     first = next(iter(networks.values())).source.config
     config = override(first, settings, stage="evaluate")
-    dataset = checkpoint.load_data(
-        config, root, *((n.path, n.source) for n in everyone), device=device
-    )
-    options, test = config.evaluate, dataset.test
-    if "autoattack" in options.attacks and len(dataset.classes) < library.LEAST_CLASSES:
-        raise UserError(
-            f"evaluate.attacks: autoattack needs {library.LEAST_CLASSES} classes, {dataset.name} "
-            f"has {len(dataset.classes)}; leave it out"
-        )
+    sources = ((network.path, network.source) for network in everyone)
+    dataset = checkpoint.load_data(config, root, *sources, device=device)
+    _refuse_too_few_classes(config, dataset)
+    test = dataset.test
     for network in everyone:
         network.model.to(device)
     attacks = plan(
-        options,
+        config.evaluate,
         len(test),
         crafted_on.model if crafted_on else None,
         crafted_on.source.seed if crafted_on else 0,
     )
-    record = Record(
-        out,
-        {
-            "networks": {name: network.digest for name, network in networks.items()},
-            "surrogate": crafted_on.digest if crafted_on else None,
-            "options": to_dict(config)["evaluate"],
-            "data": dataset.fingerprint,
-        },
-        machine.describe(device),
-        len(test),
-    )
+    rests_on = {
+        "networks": {name: network.digest for name, network in networks.items()},
+        "surrogate": crafted_on.digest if crafted_on else None,
+        "options": to_dict(config)["evaluate"],
+        "data": dataset.fingerprint,
+    }
+    record = Record(out, rests_on, machine.describe(device), len(test))
     _attack(networks, attacks, test, config, record)
 
     counts = torch.bincount(test.labels, minlength=len(dataset.classes))
@@ -109,6 +101,14 @@ def evaluate(
     return record.rows
 
 
+def _refuse_too_few_classes(config: Config, dataset: Dataset) -> None:
+    if "autoattack" in config.evaluate.attacks and len(dataset.classes) < library.LEAST_CLASSES:
+        raise UserError(
+            f"evaluate.attacks: autoattack needs {library.LEAST_CLASSES} classes, {dataset.name} "
+            f"has {len(dataset.classes)}; leave it out"
+        )
+
+
 def _attack(
     networks: Mapping[str, _Network],
     attacks: list[Attack],
@@ -117,7 +117,7 @@ def _attack(
     record: Record,
 ) -> None:
     """Run what `record` does not hold yet; a line and a figure for each attack that is done."""
-    # A folder's test part is sorted by class: the first images would be those of one class.
+    # The first images of a test part need not be a fair sample of it: whoever made it had an order.
     order = torch.randperm(
         len(test), generator=torch.Generator().manual_seed(config.data.split_seed)
     )

@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 import torch
 
-from condorctl.errors import UserError
+from condorctl.errors import UserError, printable
 from robust import checkpoint, cost, sparse
 from robust.checkpoint import Checkpoint
 from robust.data import Part
@@ -76,7 +76,7 @@ def export(
         write_onnx(model, card, partial / ONNX)
         proof = prove(init, model, partial, dataset.test, device)
         report = Report(
-            checkpoint={"path": init, "sha256": card.checkpoint, "stage": source.stage},
+            checkpoint={"path": printable(init), "sha256": card.checkpoint, "stage": source.stage},
             data={"name": card.data, "fingerprint": card.fingerprint},
             keep=source.keep,
             dtype=dtype,

@@ -58,8 +58,8 @@ def read(root: Path) -> tuple[tuple[str, ...], Samples, Samples]:
     dropped.
 
     Raises UserError, one line that names `root` and the file, for a damaged, oversized or 16-bit
-    image, images of different sizes, an archive that is damaged or points outside itself, and
-    parts that lack images or a class.
+    image, images of different sizes, an archive that is damaged or points outside itself, a link
+    that leads in a circle, a class not named in UTF-8, and parts that lack images or a class.
     """
     files = _archived(root) if root.is_file() else _walked(root)
     decoder = _Decoder(root)
@@ -115,10 +115,16 @@ def _walked(root: Path) -> Iterator[File]:
     def unreadable(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}")
 
+    def refuse_circles(folder: str, below: list[str]) -> None:
+        for link in (Path(folder, name) for name in below):
+            if link.is_symlink() and Path(folder).resolve().is_relative_to(link.resolve()):
+                raise UserError(f"{link}: a link to a folder that holds it; remove it")
+
     for part in PARTS:
         if not (root / part).is_dir():
             continue
         for folder, below, names in os.walk(root / part, onerror=unreadable, followlinks=True):
+            refuse_circles(folder, below)
             below.sort()
             for name in sorted(names):
                 file = Path(folder, name)
@@ -260,6 +266,10 @@ def _classes(paths: Iterable[tuple[str, ...]], root: Path) -> tuple[str, ...]:
     """The class names, sorted; UserError unless both parts have images of each class."""
     named = {(part, name) for part, name, *_ in paths}
     classes = tuple(sorted({name for _, name in named}))
+    for name in classes:
+        # Such a name is in no JSON, so no evaluation and no export could say it.
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise UserError(f"{root}: class {name} is not named in UTF-8; rename it")
     for part in PARTS:
         present = {name for of, name in named if of == part}
         if not present:

@@ -52,7 +52,8 @@ def square(
     """Which images the Square attack leaves standing: bool (B,).
 
     L∞, black-box: it sees logits, no gradient (Andriushchenko et al. 2020). Images (B, C, H, W)
-    float32 in [0, 1], square ones; each is asked about at most `queries` times after its start.
+    float32 in [0, 1]; each is asked about at most `queries` times after its start. Of images that
+    are a quarter longer than wide the first, largest squares stand out: it is weaker there.
     """
     attack = _library(model, images, epsilon).square
     attack.n_queries = queries

@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from condorctl.errors import UserError
 from robust import checkpoint
 from robust.attacks import pgd_attack
 from robust.checkpoint import Checkpoint
-from robust.config import Config
 from robust.data import Dataset, Part
 from robust.losses import nt_xent
-from robust.models import Embedding, transfer
-from robust.pretrain import PROJECTOR, features, projector
+from robust.models import PROJECTOR, Embedding, transfer
+from robust.options import Config
+from robust.pretrain import features, projector
 from robust.training import Stage, fit, seed_everything
 from robust.views import augment, random_view
 
@@ -60,14 +61,21 @@ class LinearEvaluation(Stage):
         network = checkpoint.build(config, source.data).to(device)
         transfer(network, source.weights, head=False, path=init)
         super().__init__(network, config.linear, config, source.seed, dataset)
+        if config.linear.finetune:
+            self.refuse_lone_image()
         self.embed = Embedding(self.network, projector(config).to(device))
-        self.embed.projector.load_state_dict(
-            {
-                name.removeprefix(PROJECTOR): tensor
-                for name, tensor in source.weights.items()
-                if name.startswith(PROJECTOR)
-            }
-        )
+        head = {
+            name.removeprefix(PROJECTOR): tensor
+            for name, tensor in source.weights.items()
+            if name.startswith(PROJECTOR)
+        }
+        try:
+            self.embed.projector.load_state_dict(head)
+        except RuntimeError:
+            raise UserError(
+                f"{init}: projector does not fit one of {config.pretrain.projector_hidden} hidden "
+                f"units and {config.pretrain.projector_out} outputs; make it again"
+            ) from None
 
     def features_once(self) -> Features | None:
         """The training part as features, when a frozen encoder sees the same images each epoch."""

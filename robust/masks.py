@@ -15,7 +15,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from robust.config import Prune
+from robust.options import Prune
 
 Masks = dict[str, Tensor]
 

@@ -13,7 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from condorctl.errors import UserError
 
-HEAD = "linear."
+# What the names of the classifier's tensors begin with, and in a checkpoint the projector's.
+HEAD, PROJECTOR = "linear.", "projector."
 
 
 class BasicBlock(nn.Module):
@@ -185,8 +186,9 @@ def transfer(model: ResNet, weights: Mapping[str, Tensor], head: bool, path: str
     """Copy the encoder, BN statistics included, from `weights`; the classifier too with `head`.
 
     The study's `extractor` and `complete`. It copies what matches; here a tensor of the network
-    that is missing at `path` or of another shape is a UserError, because a half-loaded encoder
-    trains without complaint. What else `weights` holds, a projector say, is left.
+    that is missing at `path` or of another shape, or one of the encoder there that this network has
+    not, is a UserError: half an encoder, or one without its normalisation, trains without
+    complaint. A projector is left.
     """
     wanted = model.state_dict() if head else encoder_weights(model)
     for name, tensor in wanted.items():
@@ -196,5 +198,10 @@ def transfer(model: ResNet, weights: Mapping[str, Tensor], head: bool, path: str
             raise UserError(
                 f"{path}: {name} is {tuple(weights[name].shape)} there, "
                 f"{tuple(tensor.shape)} in this network; use the same model options"
+            )
+    for name in weights:
+        if name not in wanted and not name.startswith((HEAD, PROJECTOR)):
+            raise UserError(
+                f"{path}: holds {name}, which this network has not; use the same model options"
             )
     model.load_state_dict({name: weights[name] for name in wanted}, strict=False)

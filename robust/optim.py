@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from robust.config import Optimisation
+from robust.options import Optimisation
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -15,13 +15,19 @@ from torch import Tensor, nn
 from robust import checkpoint, views
 from robust.attacks import instance_attack
 from robust.checkpoint import Checkpoint, DataCard
-from robust.config import Config
 from robust.data import Dataset, Part, batches
 from robust.losses import nt_xent, rocl
-from robust.models import Embedding, Projector, ResNet, encoder_weights, eval_mode
+from robust.models import (
+    HEAD,
+    PROJECTOR,
+    Embedding,
+    Projector,
+    ResNet,
+    encoder_weights,
+    eval_mode,
+)
+from robust.options import Config
 from robust.training import Stage, fit, seed_everything
-
-PROJECTOR = "projector."
 
 
 def pretrain(config: Config, seed: int, out: str, *, root: str | None, device: torch.device) -> str:
@@ -51,7 +57,7 @@ class Pretraining(Stage):
 
     def parameters(self) -> list[Tensor]:
         # `linear` takes no part: it gets neither gradient nor decay.
-        encoder = (p for n, p in self.network.named_parameters() if not n.startswith("linear."))
+        encoder = (p for n, p in self.network.named_parameters() if not n.startswith(HEAD))
         return [*encoder, *self.projector.parameters()]
 
     def modules(self) -> dict[str, nn.Module]:

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from condorctl.job import checkpoint
+from robust.checkpoint import write
 from robust.config import to_dict
 from robust.models import ResNet
 from robust.optim import Average
@@ -73,7 +74,7 @@ class Loop:
         files = [out] if self.best >= 0 and inside else []
         state = self._state()
         checkpoint.save(
-            write=lambda partial: torch.save(state, partial),
+            write=lambda partial: write(state, partial),
             epoch=self.epoch - 1,
             of=self._of,
             files=files,

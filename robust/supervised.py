@@ -17,11 +17,11 @@ from condorctl.errors import UserError
 from robust import checkpoint
 from robust.attacks import pgd_attack, trades_attack
 from robust.checkpoint import Checkpoint, DataCard
-from robust.config import Config, Supervised
 from robust.data import Dataset
 from robust.losses import trades
 from robust.masks import Masks, ScoredPruning, apply_, magnitude_masks
 from robust.models import ResNet, transfer
+from robust.options import Config, Supervised
 from robust.training import Stage, fit, seed_everything
 from robust.views import augment
 
@@ -40,6 +40,7 @@ class Training(Stage):
         self, network: ResNet, config: Config, seed: int, dataset: Dataset, options: Supervised
     ) -> None:
         super().__init__(network, options, config, seed, dataset)
+        self.refuse_lone_image()
         self.trainer = options.trainer
 
     def parameters(self) -> list[Tensor]:

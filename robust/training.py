@@ -15,10 +15,10 @@ from condorctl.errors import UserError
 from robust import checkpoint
 from robust.attacks import correct, withstands
 from robust.checkpoint import Checkpoint, DataCard
-from robust.config import Adversary, Averaged, Config, Optimisation, Pretrain, Supervised
 from robust.data import Dataset, Part, batches, shuffled
 from robust.models import ResNet, Twin
 from robust.optim import Average, build, perturbed
+from robust.options import Adversary, Averaged, Config, Optimisation, Pretrain, Supervised
 from robust.resume import Loop
 
 
@@ -40,6 +40,20 @@ class Stage(ABC):
         chosen = config.compute.attack
         half = chosen == "bf16" or (chosen == "auto" and network.conv1.weight.is_cuda)
         self.twin = Twin(network, torch.bfloat16 if half else torch.float32)
+
+    def refuse_lone_image(self) -> None:
+        """UserError when BN, in train mode, would meet one value a channel: it has no deviation.
+
+        That is a last batch of one image in a network that narrows images to one pixel.
+        """
+        halvings = len(self.config.model.widths) - 1
+        narrowest = max(self.dataset.train.pixels.shape[2:]) / 2**halvings
+        size = self.options.batch_size
+        if len(self.dataset.train) % size == 1 and narrowest <= 1:
+            raise UserError(
+                f"{self.name}.batch_size = {size}: leaves a last batch of one image, which BN "
+                "cannot normalise in a network that narrows images to one pixel; take another"
+            )
 
     @abstractmethod
     def parameters(self) -> list[Tensor]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robust.config import Augment, Views
+from robust.options import Augment, Views
 
 # Rec. 601 luma, as torchvision and PIL round it.
 _LUMA = (0.2989, 0.587, 0.114)

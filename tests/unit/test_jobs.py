@@ -8,8 +8,9 @@ import pytest
 
 from condorctl.spec import reader
 from condorctl.spec.reader import Pipeline
-from robust import cli
-from robust.config import SECTIONS, load_preset, override
+from robust.arguments import parser
+from robust.config import load_preset, override
+from robust.options import SECTIONS
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.yaml"))
@@ -24,14 +25,14 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
 def test_every_command_is_one_that_robust_takes(pipeline: Pipeline) -> None:
     for stage in pipeline.stages.values():
         assert stage.command[:3] == ["python", "-m", "robust"]
-        args = cli._parser().parse_args(stage.command[3:])
+        args = parser().parse_args(stage.command[3:])
         if SECTIONS[args.stage]:
             override(load_preset("smoke"), args.settings, args.stage)
 
 
 def test_every_checkpoint_that_a_command_reads_is_among_its_inputs(pipeline: Pipeline) -> None:
     for stage in pipeline.stages.values():
-        args = vars(cli._parser().parse_args(stage.command[3:]))
+        args = vars(parser().parse_args(stage.command[3:]))
         read = [args.get("init"), args.get("surrogate")]
         read += [model.partition("=")[2] for model in args.get("model") or []]
         assert {path for path in read if path} == set(stage.inputs), stage.name

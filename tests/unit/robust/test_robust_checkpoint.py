@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,71 @@ def test_contradictions_are_refused(
 ) -> None:
     path = altered(run / "score/checkpoint.pt", tmp_path / "changed.pt", change)
     assert message in refusal(path, *PRUNED, "train")
+
+
+def spoil(value: float) -> Change:
+    def change(payload: dict[str, Any]) -> None:
+        payload["weights"]["bn1.bias"][0] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (spoil(math.nan), "bn1.bias holds values that are not finite; train it again"),
+        (spoil(math.inf), "bn1.bias holds values that are not finite; train it again"),
+        (lambda payload: payload["data"].pop("name"), "data.name: Field required"),
+        (lambda payload: payload["data"].update(shape=[1, 8]), "data.shape.2: Field required"),
+        (lambda payload: payload["data"].update(classes=[]), "data.classes: Tuple should have at"),
+        (lambda payload: payload["data"].update(classes=7), "data.classes: Input should be"),
+        (lambda payload: payload.update(seed="abc"), "seed: Input should be a valid integer"),
+        (lambda payload: payload.update(seed=-1), "seed: Input should be greater"),
+        (lambda payload: payload.update(epoch=None), "epoch: Input should be a valid integer"),
+        (lambda payload: payload.update(keep=2.0), "keep: Input should be less than or equal"),
+    ],
+)
+def test_values_that_no_stage_writes_are_refused(
+    run: Path, tmp_path: Path, change: Change, message: str
+) -> None:
+    path = altered(run / "train/checkpoint.pt", tmp_path / "changed.pt", change)
+    assert message in refusal(path, "train")
+
+
+def test_a_projector_that_does_not_fit_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def halve(payload: dict[str, Any]) -> None:
+        payload["weights"]["projector.0.bias"] = payload["weights"]["projector.0.bias"][::2]
+
+    path = altered(run / "pretrain/checkpoint.pt", tmp_path / "changed.pt", halve)
+    assert run_tiny(tmp_path / "linear", "linear", "--init", path) == 2
+    assert f"error: {path}: projector does not fit" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_never_saved(run: Path, tmp_path: Path) -> None:
+    made = load(str(run / "train/checkpoint.pt"), ["train"])
+    made.weights["linear.bias"][3] = math.nan
+    with pytest.raises(UserError, match=r"^train: linear\.bias .* after epoch 2; lower train\.lr$"):
+        checkpoint.save(made, str(tmp_path / "checkpoint.pt"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_says_so_and_leaves_the_former_checkpoint(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made, path = load(str(run / "train/checkpoint.pt"), ["train"]), tmp_path / "checkpoint.pt"
+    path.write_bytes(b"former")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(made, str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"former"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_another_architecture_is_refused(

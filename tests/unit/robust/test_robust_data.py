@@ -16,8 +16,8 @@ from sklearn.model_selection import train_test_split
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from condorctl.errors import UserError
-from robust.config import Data
 from robust.data import Dataset, Part, batches, load, shuffled
+from robust.options import Data
 
 DIGITS = Data(source="digits", split_seed=0, validation=180, train_images=0, test_images=0)
 AUTO = replace(DIGITS, source="auto", validation=20)

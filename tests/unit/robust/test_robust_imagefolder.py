@@ -19,8 +19,8 @@ from PIL import EpsImagePlugin, Image
 
 from condorctl.errors import UserError
 from robust import imagefolder
-from robust.config import Data
 from robust.data import load
+from robust.options import Data
 
 OPTIONS = Data(source="auto", split_seed=0, validation=4, train_images=0, test_images=0)
 
@@ -232,6 +232,22 @@ def test_links_in_a_folder_of_the_users_are_followed(tmp_path: Path) -> None:
     for n in range(6):
         (root / f"train/dog/{n:04}.png").symlink_to(real / f"train/dog/{n:04}.png")
     assert load(OPTIONS, str(root)).fingerprint == load(OPTIONS, str(real)).fingerprint
+
+
+def test_a_link_to_a_folder_around_it_is_named_and_its_images_never_taken_twice(
+    tmp_path: Path,
+) -> None:
+    root = folder_of(tmp_path / "set", image_files())
+    (root / "train/cat/again").symlink_to(root / "train")
+    assert "train/cat/again: a link to a folder that holds it; remove it" in refusal(root)
+
+
+def test_a_class_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
+    files = image_files()
+    for part in ("train", "test"):
+        files[os.fsdecode(f"{part}/".encode() + b"caf\xe9/0.png")] = encoded(pixels(0, 5, 4, 3))
+    root = folder_of(tmp_path / "set", files)
+    assert "class caf\N{REPLACEMENT CHARACTER} is not named in UTF-8; rename it" in refusal(root)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,43 @@ def test_randomness_is_the_seed_s_alone(attack: Callable[..., Tensor], model: Re
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+# FAB seeks the nearest image of another class and APGD for L1 begins in a ball of thrice the size:
+# what they come upon outside the ball must not count.
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(
+    ("attack", "size"),
+    [
+        *((partial(library.autoattack, name), torch.inf) for name in library.STANDARD),
+        (partial(library.square, queries=30), torch.inf),
+        (partial(library.apgd, "L2", steps=6), 2),
+        (partial(library.apgd, "L1", steps=6), 1),
+    ],
+    ids=[*library.STANDARD, "square", *library.RESTARTS],
+)
+def test_what_counts_as_broken_lies_in_ball_and_box(
+    attack: Callable[..., Tensor],
+    size: float,
+    model: ResNet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged: list[Tensor] = []
+
+    def judge(network: nn.Module, found: Tensor, labels: Tensor) -> Tensor:
+        judged.append(found)
+        return correct(network, found, labels)
+
+    monkeypatch.setattr(library, "correct", judge)
+    images, labels = digits(64)
+    epsilon = {torch.inf: 0.1, 2: 0.5, 1: 2.0}[size]
+    standing = attack(model, images, labels, epsilon=epsilon, seed=SEED)
+    (found,) = judged
+    assert not standing.all()
+    distance = torch.linalg.vector_norm((found - images).flatten(1), size, dim=1)
+    assert distance.max() <= epsilon * (1 + 1e-5)
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
 @pytest.mark.usefixtures("short")
 def test_nothing_is_left_behind(model: ResNet) -> None:
     """Gradients, modes and the ban on algorithms that are not deterministic are as before."""

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robust.config import Prune
 from robust.masks import (
     ScoredPruning,
     allocate,
@@ -25,6 +24,7 @@ from robust.masks import (
     scaled_start,
     select,
 )
+from robust.options import Prune
 
 BUDGETS = ("uniform", "erk", "lamp", "learned")
 keeps = st.integers(1, 1000).map(lambda thousandths: thousandths / 1000)

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from condorctl.errors import UserError
 from robust import data
-from robust.config import Config, load_preset
+from robust.config import load_preset
 from robust.models import Embedding, Projector, ResNet, Twin, encoder_weights, transfer
+from robust.options import Config
 from robust.pretrain import Pretraining
 from robust.supervised import Training
 from robust.training import Stage
@@ -87,6 +88,11 @@ def test_transfer_refuses_what_does_not_match() -> None:
         transfer(tiny(), encoder_weights(tiny()), True, "c.pt")
     with pytest.raises(UserError, match="use the same model options"):
         transfer(tiny(), ResNet(1, [4, 16], [1, 1], 10).state_dict(), False, "c.pt")
+    for deeper in (ResNet(1, [4, 8, 8], [1, 1, 1], 10), tiny(normalise=True)):
+        with pytest.raises(
+            UserError, match=r"c\.pt: holds .*, which .* use the same model options"
+        ):
+            transfer(tiny(), deeper.state_dict(), False, "c.pt")
 
 
 @pytest.mark.parametrize("normalise", [False, True])

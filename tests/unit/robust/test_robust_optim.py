@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robust.config import Optimisation
 from robust.optim import Average, Lars, build, perturbed
+from robust.options import Optimisation
 
 OPTIONS = Optimisation(
     epochs=1,

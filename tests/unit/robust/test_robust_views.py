@@ -17,7 +17,8 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as torchvision
 
 from robust import views
-from robust.config import Augment, Views, load_preset
+from robust.config import load_preset
+from robust.options import Augment, Views
 from robust.views import augment, random_view
 
 OFF = Views(
