@@ -51,21 +51,22 @@ class PoolConfig:
         end.
         """
         assert without in self._before
-        self._changed, self._restarts = True, restart
+        self._changed = True
+        self._restarts |= restart
         number = str(next(_number))
         before = self._before.replace(without, "")
-        self._take(before + _CHANGED.format(text=text, number=number), number, number)
+        self._take(before + _CHANGED.format(text=text, number=number), number, number, restart)
 
     def restore(self) -> None:
         """Have all as it was before; returns when it is."""
         if self._changed:
-            self._take(self._before, "Not defined.*", "undefined")
+            self._take(self._before, "Not defined.*", "undefined", self._restarts)
 
-    def _take(self, config: str, told: str, in_ad: str) -> None:
-        if self._restarts:
+    def _take(self, config: str, told: str, in_ad: str, restart: bool) -> None:
+        if restart:
             self._run(_STOP_NODE)
         self._file.write_text(config)
-        self._run(_TAKE, "condor_on -startd" if self._restarts else "", told, in_ad)
+        self._run(_TAKE, "condor_on -startd" if restart else "", told, in_ad)
 
     def _run(self, script: str, *words: str) -> None:
         self._condor("timeout", "60", "sh", "-c", script, "sh", *words)
