@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Condorctl
+from tests.pool.pool_config import PoolConfig
 
 Status = dict[str, Any]
+Configure = Callable[..., None]
 
 # A schedd that knows its users by ID tokens alone and shares no folder with them.
 _REMOTE = """
@@ -77,6 +79,14 @@ def condor(pool: Path, condorctl: Condorctl) -> Callable[..., str]:
         return answer.stdout
 
     return run
+
+
+@pytest.fixture
+def configure(pool: Path, condor: Callable[..., str]) -> Iterator[Configure]:
+    """Change the pool's configuration (`PoolConfig.change`) until the test has ended."""
+    config = PoolConfig(pool / "condor_config", condor)
+    yield config.change
+    config.restore()
 
 
 @pytest.fixture
@@ -142,8 +152,12 @@ def wait(status: Callable[[str], Status]) -> Callable[..., Status]:
 
 @pytest.fixture
 def remote(
-    pool: Path, condor: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
+    pool: Path,
+    condor: Callable[..., str],
+    configure: Configure,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
     """The name of a second schedd, whose tokens are what `token` makes."""
     folder = pool / "remote"
     (folder / "spool").mkdir(parents=True, exist_ok=True)
@@ -151,20 +165,14 @@ def remote(
     binaries = condor("condor_config_val", "BIN").strip()
     dagman.write_text(_DAGMAN.format(config=pool / "condor_config", bin=binaries))
     dagman.chmod(0o755)
-    local = pool / "condor_config.local"
-    local.write_text(_REMOTE.format(folder=folder))
     monkeypatch.setenv("_CONDOR_SEC_TOKEN_DIRECTORY", str(tmp_path / "tokens"))
-    try:
-        condor("condor_reconfig")
-        name = "remote@" + condor("condor_config_val", "FULL_HOSTNAME").strip()
-        deadline = time.monotonic() + 240
-        while name not in condor("condor_status", "-schedd", "-af", "Name").split():
-            assert time.monotonic() < deadline
-            time.sleep(1)
-        yield name
-    finally:
-        local.unlink()
-        condor("condor_reconfig")
+    configure(_REMOTE.format(folder=folder))
+    name = "remote@" + condor("condor_config_val", "FULL_HOSTNAME").strip()
+    deadline = time.monotonic() + 240
+    while name not in condor("condor_status", "-schedd", "-af", "Name").split():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    return name
 
 
 @pytest.fixture

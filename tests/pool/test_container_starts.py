@@ -7,14 +7,13 @@ run the command as it is: what HTCondor makes of that is real.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Condorctl
-from tests.pool.conftest import Status
+from tests.pool.conftest import Configure, Status
 
 REFUSED = "FATAL:   container creation failed: while mounting image: failed to find loop device"
 MISSING = "FATAL:   could not open image /gone.sif: failed to retrieve path for /gone.sif"
@@ -58,32 +57,20 @@ stages:
 
 
 @pytest.fixture
-def containers(pool: Path, condor: Callable[..., str]) -> Iterator[Path]:
-    """The pool's node with what it takes for Apptainer and Docker, and images; as before after."""
-    local = pool / "condor_config.local"
-    before = local.read_text() if local.exists() else ""
+def containers(pool: Path, condor: Callable[..., str], configure: Configure) -> Path:
+    """The pool's node with what it takes for Apptainer and Docker, and images."""
     folder = pool / "containers"
     for name in ("refused", "missing", "good"):
         (folder / name).mkdir(parents=True)
     for name, text in (("apptainer", APPTAINER), ("docker", DOCKER)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    local.write_text(before + CONFIG.format(folder=folder))
-    _restart(condor, "true true")
-    yield folder
-    local.write_text(before)
-    _restart(condor, "undefined undefined")
-
-
-def _restart(condor: Callable[..., str], offers: str) -> None:
-    condor("condor_reconfig")
-    condor("condor_off", "-startd", "-fast")
-    condor("condor_on", "-startd")
-    ask = ("condor_status", "-const", "PartitionableSlot", "-af", "HasDocker", "HasSingularity")
-    deadline = time.monotonic() + 60
-    while condor(*ask).strip() != offers:
-        assert time.monotonic() < deadline, condor(*ask)
-        time.sleep(0.5)
+    configure(CONFIG.format(folder=folder), restart=True)
+    offers = condor(
+        "condor_status", "-const", "PartitionableSlot", "-af", "HasDocker", "HasSingularity"
+    )
+    assert offers.split() == ["true", "true"]
+    return folder
 
 
 def test_what_cannot_be_started_is_told_and_then_held_and_an_eviction_is_neither(

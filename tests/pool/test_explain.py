@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import Condorctl, one_error_line
-from tests.pool.conftest import Status
+from tests.pool.conftest import Configure, Status
 
 Told = dict[str, Any]
 Explain = Callable[..., Told]
@@ -56,21 +56,14 @@ def explain(condorctl: Condorctl) -> Explain:
 
 
 @pytest.fixture
-def memory_policy(pool: Path, condor: Callable[..., str]) -> Iterator[None]:
+def memory_policy(configure: Configure) -> None:
     """The pool holds jobs that ask for it when they use more memory than they asked for."""
-    local = pool / "condor_config.local"
-    before = local.read_text() if local.exists() else None
-    local.write_text(
-        (before or "")
-        + "SYSTEM_PERIODIC_HOLD_NAMES = $(SYSTEM_PERIODIC_HOLD_NAMES) TOOMUCH\n"
-        + "SYSTEM_PERIODIC_HOLD_TOOMUCH = TestMemory =?= true && MemoryUsage > RequestMemory\n"
-        + 'SYSTEM_PERIODIC_HOLD_TOOMUCH_REASON = "more memory used than requested"\n'
-        + "SYSTEM_PERIODIC_HOLD_TOOMUCH_SUBCODE = 102\n"
+    configure(
+        "SYSTEM_PERIODIC_HOLD_NAMES = $(SYSTEM_PERIODIC_HOLD_NAMES) TOOMUCH\n"
+        "SYSTEM_PERIODIC_HOLD_TOOMUCH = TestMemory =?= true && MemoryUsage > RequestMemory\n"
+        'SYSTEM_PERIODIC_HOLD_TOOMUCH_REASON = "more memory used than requested"\n'
+        "SYSTEM_PERIODIC_HOLD_TOOMUCH_SUBCODE = 102\n"
     )
-    condor("condor_reconfig")
-    yield
-    local.write_text(before or "")
-    condor("condor_reconfig")
 
 
 def _evidence(told: Told, name: str) -> list[str]:

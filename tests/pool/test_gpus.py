@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Condorctl
-from tests.pool.conftest import Status
+from tests.pool.conftest import Configure, Status
 
 SMALL = "request_memory: 64 MB, request_disk: 50 MB"
 # What condor_gpu_utilization prints of each of its GPUs (its strings): the seconds of use since it
@@ -49,28 +49,12 @@ STARTD_CRON_GPUs_MONITOR_PERIOD = 2s
 
 
 @pytest.fixture
-def two_gpus(pool: Path, condor: Callable[..., str]) -> Iterator[None]:
-    """The pool's node with two GPUs of 1.5 GB; as before at the end."""
-    config = pool / "condor_config"
-    before = config.read_text()
+def two_gpus(pool: Path, configure: Configure) -> None:
+    """The pool's node with two GPUs of 1.5 GB."""
     monitor = pool / "gpu_monitor.sh"
     monitor.write_text(MONITOR)
     monitor.chmod(0o755)
-    config.write_text(before + TWO_GPUS.format(monitor=monitor))
-    _restart(condor, "2")
-    yield
-    config.write_text(before)
-    _restart(condor, "0")
-
-
-def _restart(condor: Callable[..., str], gpus: str) -> None:
-    # At once: condor_restart has the master wait ten seconds and more.
-    condor("condor_off", "-startd", "-fast")
-    condor("condor_on", "-startd")
-    deadline = time.monotonic() + 60
-    while condor("condor_status", "-const", "PartitionableSlot", "-af", "GPUs").split() != [gpus]:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    configure(TWO_GPUS.format(monitor=monitor), restart=True)
 
 
 def test_what_a_job_gets_of_the_gpus_it_asks_for_and_what_it_is_charged(
@@ -166,33 +150,26 @@ def test_what_a_job_gets_of_the_gpus_it_asks_for_and_what_it_is_charged(
 
 
 def test_a_slot_that_knows_of_no_gpus_takes_a_job_that_does_without(
-    pool: Path,
+    configure: Configure,
     submit: Callable[..., str],
     wait: Callable[..., Status],
     condor: Callable[..., str],
     condorctl: Condorctl,
 ) -> None:
-    config = pool / "condor_config"
-    before = config.read_text()
     # As all nodes were before they looked for GPUs by themselves.
-    config.write_text(before.replace("use FEATURE: GPUs\n", "") + "\nSTARTD_DETECT_GPUS =\n")
-    try:
-        _restart(condor, "undefined")
-        name = submit(
-            f"""
-            defaults: {{command: ['true'], {SMALL}, request_gpus: 1, cpu_after: 4 s}}
-            stages:
-              any: {{}}
-              large: {{gpus_minimum_memory: 40 GB}}
-              never: {{cpu_after: 9 h}}
-            """
-        )
-        view = wait(
-            name, lambda v: [v["stages"][s]["state"] for s in ("any", "large")] == ["done"] * 2
-        )
-        explained = condorctl("explain", view["stages"]["never"]["job"])
-        assert "it asks for a GPU; no slot has any" in explained.stdout, explained
-        condor("condor_rm", view["dag"].split("#")[1])
-    finally:
-        config.write_text(before)
-        _restart(condor, "0")
+    configure("STARTD_DETECT_GPUS =\n", without="use FEATURE: GPUs\n", restart=True)
+    ask = ("condor_status", "-const", "PartitionableSlot", "-af", "GPUs")
+    assert condor(*ask).split() == ["undefined"]
+    name = submit(
+        f"""
+        defaults: {{command: ['true'], {SMALL}, request_gpus: 1, cpu_after: 4 s}}
+        stages:
+          any: {{}}
+          large: {{gpus_minimum_memory: 40 GB}}
+          never: {{cpu_after: 9 h}}
+        """
+    )
+    view = wait(name, lambda v: [v["stages"][s]["state"] for s in ("any", "large")] == ["done"] * 2)
+    explained = condorctl("explain", view["stages"]["never"]["job"])
+    assert "it asks for a GPU; no slot has any" in explained.stdout, explained
+    condor("condor_rm", view["dag"].split("#")[1])

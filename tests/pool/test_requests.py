@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from condorctl.submit import requests
 from tests.conftest import Condorctl
-from tests.pool.conftest import Status
+from tests.pool.conftest import Configure, Status
 
 Condor = Callable[..., str]
 
@@ -40,22 +40,12 @@ stages:
 
 
 @pytest.fixture
-def strict(pool: Path, condor: Condor) -> Iterator[None]:
+def strict(configure: Configure) -> None:
     """The pool with the policy that most real ones have: what uses too much is stopped."""
-    config = pool / "condor_config"
-    before = config.read_text()
-    config.write_text(
-        f"{before}\nuse POLICY : HOLD_IF_MEMORY_EXCEEDED\nuse POLICY : HOLD_IF_DISK_EXCEEDED\n"
+    configure(
+        "use POLICY : HOLD_IF_MEMORY_EXCEEDED\nuse POLICY : HOLD_IF_DISK_EXCEEDED\n"
         "PERIODIC_EXPR_INTERVAL = 3\n"
     )
-    try:
-        condor("condor_reconfig")
-        # The daemons take it a moment later.
-        time.sleep(2)
-        yield
-    finally:
-        config.write_text(before)
-        condor("condor_reconfig")
 
 
 def test_a_request_grows_to_its_limit_with_this_htcondor_and_with_an_older_one(

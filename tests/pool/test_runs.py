@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import Condorctl, one_error_line
-from tests.pool.conftest import Status, until
+from tests.pool.conftest import Configure, Status, until
 
 Submit = Callable[..., str]
 Wait = Callable[..., Status]
@@ -230,28 +230,21 @@ def test_a_running_job_shows_its_epoch_and_gives_its_files(
 
 
 def test_logs_come_by_condor_tail_where_ssh_is_not_allowed(
-    submit: Submit, wait: Wait, condorctl: Condorctl, condor: Callable[..., str], pool: Path,
-    project: Path,
+    submit: Submit, wait: Wait, condorctl: Condorctl, condor: Callable[..., str],
+    configure: Configure, project: Path,
 ) -> None:  # fmt: skip
-    config = pool / "condor_config"
-    before = config.read_text()
-    config.write_text(f"{before}\nENABLE_SSH_TO_JOB = false\n")
-    try:
-        condor("condor_reconfig")
-        name = submit(
-            f"stages: {{one: {{command: [sh, -c, 'echo out; echo err >&2; sleep 300'], {SMALL}}}}}"
-        )
-        view = wait(name, lambda view: view["stages"]["one"]["state"] == "running")
-        job = view["stages"]["one"]["job"]
-        wait(name, lambda _: condorctl("fetch", job).returncode == 0)
-        cluster = job.split(".")[0]
-        assert (project / "fetched" / job / f"{cluster}.out").read_text() == "out\n"
-        assert (project / "fetched" / job / f"{cluster}.err").read_text() == "err\n"
-        assert "cannot be reached" in one_error_line(condorctl("fetch", job, "x.pt"))
-        condor("condor_rm", view["dag"].split("#")[1])
-    finally:
-        config.write_text(before)
-        condor("condor_reconfig")
+    configure("ENABLE_SSH_TO_JOB = false\n")
+    name = submit(
+        f"stages: {{one: {{command: [sh, -c, 'echo out; echo err >&2; sleep 300'], {SMALL}}}}}"
+    )
+    view = wait(name, lambda view: view["stages"]["one"]["state"] == "running")
+    job = view["stages"]["one"]["job"]
+    wait(name, lambda _: condorctl("fetch", job).returncode == 0)
+    cluster = job.split(".")[0]
+    assert (project / "fetched" / job / f"{cluster}.out").read_text() == "out\n"
+    assert (project / "fetched" / job / f"{cluster}.err").read_text() == "err\n"
+    assert "cannot be reached" in one_error_line(condorctl("fetch", job, "x.pt"))
+    condor("condor_rm", view["dag"].split("#")[1])
 
 
 def test_a_held_job_says_why_and_does_not_keep_one_waiting(

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import Condorctl
 from tests.fork_server import ForkServer
+from tests.forked_python import ForkedPython
 from tests.postgres import Postgres
 
 
@@ -32,6 +33,14 @@ def engine(request: pytest.FixtureRequest, project: Path, monkeypatch: pytest.Mo
 def fork_server() -> Iterator[ForkServer]:
     """What runs commands here: started with the first."""
     server = ForkServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def forked_python() -> Iterator[ForkedPython]:
+    """What starts other processes on a ledger: started with the first."""
+    server = ForkedPython()
     yield server
     server.stop()
 

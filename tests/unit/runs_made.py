@@ -25,6 +25,14 @@ def job(*states: tuple[str, float], cluster: int = 1, attempt: int = 1, **values
     )
 
 
+def a_run(name: str, folder: Path = Path("/nowhere"), owner: str = "someone") -> Run:
+    """One that a ledger takes, of a single stage."""
+    return Run(
+        name=name, pipeline="p", folder=str(folder), dag_file=str(folder / "p.dag"), params={},
+        owner=owner, schedd="s", submitted=1.0, stages=[Stage(name="one", position=0, needs=[])],
+    )  # fmt: skip
+
+
 def stage(name: str, *jobs: Job, **values: Any) -> Stage:
     known: dict[str, Any] = {"position": 0, "needs": [], "retries": 0, "final_exit_codes": []}
     return Stage(name=name, jobs=list(jobs), **{**known, **values})

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,25 +19,20 @@ from condorctl import paths
 from condorctl.errors import UserError
 from condorctl.ledger import Job, Ledger, LogPosition, Run, Stage, database, events, sharing
 from tests.conftest import Condorctl, one_error_line
+from tests.forked_python import ForkedPython, Process
 from tests.postgres import PASSWORD, Postgres
+from tests.unit.runs_made import a_run
 from tests.unit.test_events import ENDED, SUBMIT
 
-Python = Callable[[str], "subprocess.Popen[str]"]
+Python = Callable[[str], Process]
 
 _PRELUDE = """\
 import sys, time
 from condorctl import paths
 from condorctl.ledger import *
 from sqlalchemy import select
-from tests.unit.test_database import a_run
+from tests.unit.runs_made import a_run
 """
-
-
-def a_run(name: str, folder: Path = Path("/nowhere"), owner: str = "someone") -> Run:
-    return Run(
-        name=name, pipeline="p", folder=str(folder), dag_file=str(folder / "p.dag"), params={},
-        owner=owner, schedd="s", submitted=1.0, stages=[Stage(name="one", position=0, needs=[])],
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -54,17 +48,9 @@ def server(postgres: Postgres, project: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def python(project: Path) -> Python:
+def python(project: Path, forked_python: ForkedPython) -> Python:
     """Start another process on the same ledger."""
-
-    def start(code: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", _PRELUDE + code],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    return start
+    return lambda code: forked_python.start(_PRELUDE + code)
 
 
 def test_what_a_job_writes_stops_no_ledger(ledger: Ledger) -> None:
@@ -133,7 +119,7 @@ def test_several_read_the_same_logs_while_others_write(
         for _ in range(4)
     ]
     for process in processes:
-        assert process.stdout and process.stdout.readline() == "in\n"
+        assert process.stdout.readline() == "in\n"
     with (project / "p.dag.nodes.log").open("a") as log:
         for number in range(40):
             log.write(SUBMIT.format(number + 10, f"n{number}", 0) + ENDED.format(number + 10, 0))
@@ -166,13 +152,13 @@ def test_who_is_killed_in_a_transaction_leaves_nothing_and_no_lock(
         "    print('in', flush=True)\n"
         "    time.sleep(100)\n"
     )
-    assert victim.stdout and victim.stdout.readline() == "in\n"
+    assert victim.stdout.readline() == "in\n"
     waiting = python(
         "with Ledger(paths.ledger()).session() as session:\n"
         "    print(list(session.scalars(select(Run.name))))\n"
     )
     time.sleep(1.5)
-    assert waiting.poll() is None
+    assert waiting.runs()
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     assert waiting.communicate(timeout=20) == ("[]\n", "")
@@ -189,7 +175,7 @@ def test_who_stops_in_a_transaction_does_not_stop_the_group(
         "    print('in', flush=True)\n"
         "    time.sleep(100)\n"
     )
-    assert stopped.stdout and stopped.stdout.readline() == "in\n"
+    assert stopped.stdout.readline() == "in\n"
     stopped.send_signal(signal.SIGSTOP)
     try:
         monkeypatch.setattr(database, "_BUSY_S", 1)

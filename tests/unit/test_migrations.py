@@ -22,6 +22,7 @@ from condorctl.errors import UserError
 from condorctl.ledger import LAYOUT, Base, Job, Ledger, Run, Stage, database, migrations
 from condorctl.ledger.database import Database
 from tests.conftest import Condorctl, one_error_line
+from tests.forked_python import ForkedPython
 
 OLDEST = "3"
 
@@ -116,19 +117,21 @@ def test_an_older_ledger_is_brought_up_to_date_with_all_that_it_holds(
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)
-def test_one_of_several_who_open_it_at_once_brings_it_up_to_date(old: sa.Engine) -> None:
+def test_one_of_several_who_open_it_at_once_brings_it_up_to_date(
+    old: sa.Engine, forked_python: ForkedPython
+) -> None:
     code = (
         "from condorctl import paths; from condorctl.ledger import Ledger; Ledger(paths.ledger())"
     )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)
-    ]
-    assert [process.communicate()[1] for process in processes] == 4 * [b""]
+    processes = [forked_python.start(code) for _ in range(4)]
+    assert [process.communicate()[1] for process in processes] == 4 * [""]
     assert differences(old) == []
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)
-def test_who_is_killed_on_the_way_leaves_it_as_it_was(old: sa.Engine, engine: str) -> None:
+def test_who_is_killed_on_the_way_leaves_it_as_it_was(
+    old: sa.Engine, engine: str, forked_python: ForkedPython
+) -> None:
     code = (
         "import time\n"
         "from condorctl import paths\n"
@@ -141,8 +144,8 @@ def test_who_is_killed_on_the_way_leaves_it_as_it_was(old: sa.Engine, engine: st
         "migrations.upgrade = slowly\n"
         "Ledger(paths.ledger())\n"
     )
-    victim = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert victim.stdout and victim.stdout.readline() == b"in\n"
+    victim = forked_python.start(code)
+    assert victim.stdout.readline() == "in\n"
     victim.kill()
     victim.communicate()
     if engine == "sqlite":

@@ -7,27 +7,33 @@ from pathlib import Path
 
 from robust.cli import main
 
-NETWORK = ["model.widths=[4,8]", "model.blocks=[1,1]"]
+# A quarter of the digits' images. The other stages take network and data from their checkpoint.
+SMALL = [
+    "model.widths=[4,8]",
+    "model.blocks=[1,1]",
+    "data.train_images=320",
+    "data.validation=50",
+]
 
 TINY = {
     "pretrain": [
-        *NETWORK,
+        *SMALL,
         "pretrain.epochs=2",
-        "pretrain.batch_size=512",
+        "pretrain.batch_size=128",
         "pretrain.steps=1",
         "pretrain.projector_hidden=16",
         "pretrain.projector_out=8",
     ],
-    "linear": ["linear.epochs=2", "linear.batch_size=512", "adversary.steps=1"],
+    "linear": ["linear.epochs=2", "linear.batch_size=128", "adversary.steps=1"],
     "train": [
-        *NETWORK,
+        *SMALL,
         "train.epochs=2",
-        "train.batch_size=256",
+        "train.batch_size=64",
         "adversary.steps=1",
         "adversary.validation_steps=1",
     ],
-    "score": ["score.epochs=2", "score.batch_size=512"],
-    "finetune": ["finetune.epochs=2", "finetune.batch_size=512"],
+    "score": ["score.epochs=2", "score.batch_size=128"],
+    "finetune": ["finetune.epochs=2", "finetune.batch_size=128"],
     "evaluate": [
         "evaluate.epsilon=0.1",
         "evaluate.pgd_steps=[2, 3]",

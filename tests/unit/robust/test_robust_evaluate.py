@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -252,12 +253,24 @@ class Interrupted(Exception):
     pass
 
 
+def interruptible(out: str) -> dict[str, evaluate.Row]:
+    """One network on every attack: 26 batches."""
+    paths = {"m": pruned("c.pt", trained(0.1), 0.5)}
+    return run(paths, EVERYTHING, saved("s.pt", trained()), out=out)
+
+
+@cache
+def uninterrupted() -> tuple[dict[str, Any], list[Any]]:
+    """Its figures, and what stood."""
+    row = interruptible("whole.json")["m"]
+    return figures(row), recorded("whole.json")["models"]["m"]["standing"]
+
+
 @pytest.mark.parametrize("batches", [1, 5, 16, 25])
 def test_an_interrupted_evaluation_ends_with_the_same_figures(
     batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, surrogate = {"m": pruned("c.pt", trained(0.1), 0.5)}, saved("s.pt", trained())
-    whole = run(paths, EVERYTHING, surrogate, out="whole.json")
+    whole, standing = uninterrupted()
     one, done = evaluate._batch, []
 
     def limited(*arguments: Any) -> None:
@@ -268,15 +281,14 @@ def test_an_interrupted_evaluation_ends_with_the_same_figures(
 
     monkeypatch.setattr(evaluate, "_batch", limited)
     with pytest.raises(Interrupted):
-        run(paths, EVERYTHING, surrogate, out="parts.json")
+        interruptible("parts.json")
     assert "row" not in recorded("parts.json")["models"]["m"]
     monkeypatch.setattr(evaluate, "_batch", lambda *a: done.append(a) or one(*a))
-    resumed = run(paths, EVERYTHING, surrogate, out="parts.json")
-    assert figures(resumed["m"]) == figures(whole["m"])
-    standing = [recorded(f"{f}.json")["models"]["m"]["standing"] for f in ("whole", "parts")]
-    assert standing[0] == standing[1]
+    resumed = interruptible("parts.json")["m"]
+    assert figures(resumed) == whole
+    assert recorded("parts.json")["models"]["m"]["standing"] == standing
     assert len(done) == 26
-    assert run(paths, EVERYTHING, surrogate, out="parts.json")["m"] == resumed["m"]
+    assert interruptible("parts.json")["m"] == resumed
     assert len(done) == 26
 
 

@@ -62,7 +62,7 @@ def move(old: Path, new: Path) -> None:
     (old / "checkpoints").rename(new / "checkpoints")
 
 
-# Stage, arguments, batches an epoch: 1257 images. Two epochs each.
+# Stage, arguments, batches an epoch: 320 images. Two epochs each.
 STAGES = {
     "pretrain": (["pretrain", "--set", "pretrain.optimizer=lars"], 3),
     "linear": (["linear", "--init", "@pretrain", "--robust"], 3),
