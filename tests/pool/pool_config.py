@@ -24,7 +24,9 @@ _STOP_NODE = f"""
 condor_off -startd -fast
 until [ -z "$({_SLOT} Name)" ]; do sleep 0.2; done
 """
+# Asked is the pool's own schedd, also where the test talks to another.
 _TAKE = f"""
+unset _CONDOR_SCHEDD_HOST
 condor_reconfig
 $1
 for daemon in master collector negotiator schedd startd; do
@@ -69,4 +71,4 @@ class PoolConfig:
         self._run(_TAKE, "condor_on -startd" if restart else "", told, in_ad)
 
     def _run(self, script: str, *words: str) -> None:
-        self._condor("timeout", "60", "sh", "-c", script, "sh", *words)
+        self._condor("timeout", "180", "sh", "-c", script, "sh", *words)

@@ -32,6 +32,8 @@ class Terminal:
     def __init__(self, *words: str) -> None:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
+            # As a shell leaves it, also where the tests run in the background.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execv(sys.executable, [sys.executable, "-m", "condorctl", *words])
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         self.seen = ""
