@@ -308,18 +308,18 @@ def test_a_diverged_loss_ends_the_stage(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_last_batch_that_bn_cannot_normalise_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """1257 images in batches of 628 leave one, which four stages narrow from 8×8 to one pixel."""
+    """320 images in batches of 319 leave one, which four stages narrow from 8×8 to one pixel."""
     narrow = ["--set", "model.widths=[2,2,2,2]", "--set", "model.blocks=[1,1,1,1]"]
-    lone = ["--set", "train.batch_size=628", "--set", "train.epochs=1"]
+    lone = ["--set", "train.batch_size=319", "--set", "train.epochs=1"]
     assert run_tiny(tmp_path / "narrow", "train", *narrow, *lone) == 2
-    assert "train.batch_size = 628: leaves a last batch of one image" in capsys.readouterr().err
+    assert "train.batch_size = 319: leaves a last batch of one image" in capsys.readouterr().err
     assert not list((tmp_path / "narrow").iterdir())
     assert run_tiny(tmp_path / "wide", "train", *lone) == 0
 
     # Three views of it are three values, and a frozen encoder normalises by its statistics.
-    words = ["--set", "pretrain.batch_size=628", "--set", "pretrain.epochs=1"]
+    words = ["--set", "pretrain.batch_size=319", "--set", "pretrain.epochs=1"]
     assert run_tiny(tmp_path / "pretrain", "pretrain", *narrow, *words) == 0
-    words = ["--set", "linear.batch_size=628", "--set", "linear.epochs=1", "--init"]
+    words = ["--set", "linear.batch_size=319", "--set", "linear.epochs=1", "--init"]
     words.append(str(tmp_path / "pretrain/checkpoint.pt"))
     assert run_tiny(tmp_path / "frozen", "linear", *words) == 0
     assert run_tiny(tmp_path / "freed", "linear", "--finetune", *words) == 2
