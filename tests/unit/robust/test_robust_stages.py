@@ -323,4 +323,4 @@ def test_a_last_batch_that_bn_cannot_normalise_is_refused(
     words.append(str(tmp_path / "pretrain/checkpoint.pt"))
     assert run_tiny(tmp_path / "frozen", "linear", *words) == 0
     assert run_tiny(tmp_path / "freed", "linear", "--finetune", *words) == 2
-    assert "linear.batch_size = 628: leaves a last" in capsys.readouterr().err
+    assert "linear.batch_size = 319: leaves a last" in capsys.readouterr().err
