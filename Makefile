@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 help:
 	@echo "make demo    the four-stage pipeline on a personal HTCondor pool, with its table"
 	@echo "make test    every test, on a real pool"
-	@echo "make check   lint, types and unit tests, in three minutes"
+	@echo "make check   lint, types and unit tests, in two minutes"
 	@echo "make chaos   SEED=1 FAULTS=200: faults on a pool of its own while pipelines run, and a table"
 	@echo "make format  write the code the way check wants it"
 	@echo "make docs    write docs/reference.md from the code"

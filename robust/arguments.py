@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from condorctl.errors import UserError
 from robust.options import explain
@@ -65,7 +65,7 @@ def _linear(stage: argparse.ArgumentParser) -> None:
         ("--finetune", "finetune", "train the encoder too"),
         ("--ss", "contrastive", "add NT-Xent of two clean views; needs --finetune"),
     ):
-        _short(stage, flag, f"linear.{key}=true", meaning)
+        _short(stage, flag, meaning, action="append_const", const=f"linear.{key}=true")
     _out(stage)
 
 
@@ -110,14 +110,13 @@ def _evaluate(stage: argparse.ArgumentParser) -> None:
         "--surrogate", metavar="PATH", help="network that the transfer attack is made on"
     )
     stage.add_argument("--keep", type=_keep, help="refuse networks that keep another fraction")
-    stage.add_argument(
+    _short(
+        stage,
         "--attacks",
-        dest="settings",
+        "short for --set evaluate.attacks=[…]: pgd, l2, l1, square, autoattack",
         action="append",
-        default=[],
         type=lambda text: f"evaluate.attacks={json.dumps(text.split(','))}",
         metavar="NAME,…",
-        help="short for --set evaluate.attacks=[…]: pgd, l2, l1, square, autoattack",
     )
     stage.add_argument(
         "--out", default="evaluation.json", help="record; continued if there (evaluation.json)"
@@ -145,21 +144,19 @@ def _out(stage: argparse.ArgumentParser) -> None:
 
 
 def _trainer(stage: argparse.ArgumentParser, section: str) -> None:
-    stage.add_argument(
+    _short(
+        stage,
         "--trainer",
-        dest="settings",
+        f"short for --set {section}.trainer=: trades, pgd or plain",
         action="append",
-        default=[],
         type=lambda text: f"{section}.trainer={text}",
         metavar="NAME",
-        help=f"short for --set {section}.trainer=: trades, pgd or plain",
     )
 
 
-def _short(stage: argparse.ArgumentParser, flag: str, setting: str, meaning: str) -> None:
-    stage.add_argument(
-        flag, dest="settings", action="append_const", const=setting, default=[], help=meaning
-    )
+def _short(stage: argparse.ArgumentParser, flag: str, meaning: str, **how: Any) -> None:
+    """A flag that stands for one `--set`."""
+    stage.add_argument(flag, dest="settings", default=[], help=meaning, **how)
 
 
 def _keep(text: str) -> float:

@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _NOT_PRELOADED = ("__main__", "starter_files", "migrations")
 
@@ -86,17 +86,23 @@ def _serve() -> None:
         replies.flush()
 
 
+def take_over(request: Mapping[str, Any], stdout: int, stderr: int) -> None:
+    """Have this process, a forked one, the folder `cwd` and environment `env`, and these files."""
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    for number, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, stdout), (2, stderr)):
+        os.dup2(file, number)
+        os.close(file)
+
+
 def _become(request: dict[str, object]) -> NoReturn:
     from condorctl import cli
 
     code = 1
     try:
-        os.chdir(str(request["cwd"]))
-        os.environ.clear()
-        os.environ.update(request["env"])  # type: ignore[call-overload]
-        for number, name in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
-            file = os.open(str(name), os.O_RDWR)
-            os.dup2(file, number)
+        out, err = (os.open(str(request[name]), os.O_RDWR) for name in ("out", "err"))
+        take_over(request, out, err)
         sys.argv = ["condorctl", *request["words"]]  # type: ignore[misc]
         cli.main()
         code = 0

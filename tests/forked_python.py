@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from tests.fork_server import take_over
+
 
 class Process:
     """What `subprocess.Popen` is for a process of one's own."""
@@ -98,12 +100,7 @@ def _serve(requests: socket.socket) -> None:
 def _become(request: dict[str, object], stdout: int, stderr: int) -> NoReturn:
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.chdir(str(request["cwd"]))
-        os.environ.clear()
-        os.environ.update(request["env"])  # type: ignore[call-overload]
-        for number, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, stdout), (2, stderr)):
-            os.dup2(file, number)
-            os.close(file)
+        take_over(request, stdout, stderr)
         exec(str(request["code"]), {"__name__": "__main__"})
     except BaseException:
         traceback.print_exc()

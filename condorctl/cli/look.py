@@ -195,7 +195,7 @@ def results(
         _one_of(metrics=metrics, save=save, **{"from": source})
         _metrics(runs or [], as_json, as_markdown, as_csv)
         return
-    found = rows.load(api.open_ledger, runs or [], source)
+    found = rows.load(api.open_ledger, runs or [], source, traced=save is not None)
     if not found.records and (save or as_csv or not (as_json or found.tables)):
         where = source or f"{found.names}: `condorctl status` shows what is done"
         raise UserError(f"no results yet in {where}", 1)

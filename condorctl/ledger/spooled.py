@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import select
 
 from condorctl import drafts
-from condorctl.condor import cluster
+from condorctl.condor import cluster, holds
 from condorctl.condor.codes import OVER, JobEvent, JobStatus
 from condorctl.errors import UserError
 from condorctl.ledger import Ledger, Run, sharing
@@ -29,8 +29,6 @@ from condorctl.ledger import Ledger, Run, sharing
 STAGING = ".spooled"
 # Each bringing back costs the schedd a process.
 _INTERVAL_S = 4.0
-# Why a job is held whose files are on their way (manual, "HoldReasonCode").
-_SPOOLING = 16
 _TOLD = ["JobStatus", "HoldReasonCode", "JobStartDate", "SUBMIT_Iwd"]
 _NOT_SENT = "its DAGMan has never started: `condorctl resume {}` submits it again"
 # Whole only when DAGMan has ended, as is its rescue file, which it writes when it fails.
@@ -139,7 +137,7 @@ def _never_starts(ad: Any) -> bool:
     It waits for them, for ever where nobody began to send them; where that broke off the schedd
     has removed the job.
     """
-    waits = (ad["JobStatus"], ad.get("HoldReasonCode")) == (JobStatus.HELD, _SPOOLING)
+    waits = (ad["JobStatus"], ad.get("HoldReasonCode")) == (JobStatus.HELD, holds.SPOOLING)
     return waits or (ad["JobStatus"] == JobStatus.REMOVED and "JobStartDate" not in ad)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 SUFFIX = ".pex"
+# The file that makes a folder one, and says of which Python (PEP 405).
+CONFIG = "pyvenv.cfg"
 
 
 def is_venv(path: Path) -> bool:
     """Whether the folder is a virtual environment (venv, virtualenv, uv)."""
-    return (path / "pyvenv.cfg").is_file()
+    return (path / CONFIG).is_file()

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from condorctl.errors import UserError, printable
-from condorctl.spec.venv import SUFFIX
+from condorctl.spec.venv import CONFIG, SUFFIX
 from condorctl.submit import content
 
 # How a folder in the cache is called in which one is being packed.
 PARTIAL = ".new-"
 # Where venv.sh puts it, in the job's sandbox.
 FOLDER = "_condorctl_venv"
-_HERE = "pyvenv.cfg"
 # Of pip's lists of files: what is compiled, and programs, which name their own folder.
 _NOT_SAME = re.compile(r"\.pyc,|^\.\./\.\./\.\./")
 
@@ -141,11 +140,11 @@ def _packages(venv: Path) -> Iterator[Path]:
 def _python(venv: Path) -> str:
     """``3.11``, of the environment."""
     try:
-        text = (venv / _HERE).read_text(encoding="utf-8", errors="replace")
+        text = (venv / CONFIG).read_text(encoding="utf-8", errors="replace")
     except OSError:
         mend = f"`python3 -m venv {venv}` makes one"
         raise UserError(f"{venv}: is no virtual environment: {mend}") from None
     found = re.search(r"^version(?:_info)? *= *(\d+\.\d+)", text, re.M)
     if not found:
-        raise UserError(f"{venv / _HERE}: does not say of which Python it is")
+        raise UserError(f"{venv / CONFIG}: does not say of which Python it is")
     return found[1]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
 
-from condorctl.ledger import Run, Stage
+from condorctl.ledger import Job, Run, Stage
 from condorctl.view import cost
-
-Json = dict[str, Any]
 
 
 class Step(BaseModel):
@@ -36,9 +34,15 @@ class Step(BaseModel):
 
 
 class Lineage:
-    """The stages of one run, each looked at once."""
+    """The stages of `run`, one of `session`, each looked at once."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, session: Session, run: Run) -> None:
+        # In a few queries, not in some for each of a sweep's stages.
+        jobs = selectinload(Stage.jobs)
+        query = select(Stage).where(Stage.run_id == run.id)
+        session.scalars(
+            query.options(jobs.selectinload(Job.states), jobs.selectinload(Job.written))
+        ).all()
         self._stages = {stage.name: stage for stage in run.stages}
         self._steps: dict[str, Step] = {}
 

@@ -41,7 +41,7 @@ class Record(BaseModel):
     """One row of results, and where it comes from. Times are Unix seconds.
 
     ``commit`` and ``dirty`` say what its run was submitted from; ``lineage`` has the stage and all
-    that it needs, in the order of the run.
+    that it needs, in the order of the run, where it was asked for.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -85,23 +85,26 @@ class Results:
         return ", ".join(run["run"] for run in self.runs)
 
 
-def load(ledger: Callable[[], Ledger], names: Sequence[str], folder: Path | None) -> Results:
+def load(
+    ledger: Callable[[], Ledger], names: Sequence[str], folder: Path | None, traced: bool = False
+) -> Results:
     """The results of the runs called `names`, from `folder` when there is one, else the ledger.
 
-    Raises UserError as `from_ledger` and `from_folder` do.
+    With `traced` those of the ledger have their lineage, which `save` keeps. Raises UserError as
+    `from_ledger` and `from_folder` do.
     """
     if folder:
         return from_folder(folder, names)
     opened = ledger()
     events.sync(opened)
     with opened.session() as session:
-        return from_ledger(session, names)
+        return from_ledger(session, names, traced)
 
 
-def from_ledger(session: Session, names: Sequence[str]) -> Results:
+def from_ledger(session: Session, names: Sequence[str], traced: bool = False) -> Results:
     """The results of the runs called `names`, of the latest one if there is no name.
 
-    Raises UserError when there is no such run.
+    With `traced`, each with its lineage. Raises UserError when there is no such run.
     """
     runs = [find.run(session, name) for name in dict.fromkeys(names) or [None]]
     # Runs of one pipeline declare the same table: it is shown once, over the rows of all.
@@ -112,11 +115,11 @@ def from_ledger(session: Session, names: Sequence[str]) -> Results:
     return Results(
         [{"run": run.name, "pipeline": run.pipeline, "params": run.params} for run in runs],
         tables,
-        _last_attempts(record for run in runs for record in _records(session, run)),
+        _last_attempts(record for run in runs for record in _records(session, run, traced)),
     )
 
 
-def _records(session: Session, run: Run) -> Iterator[Record]:
+def _records(session: Session, run: Run, traced: bool) -> Iterator[Record]:
     # A stage that was reused has its rows from the stage that stands in for it.
     stages = {stage.origin.id: stage for stage in run.stages}
     query = (
@@ -128,14 +131,14 @@ def _records(session: Session, run: Run) -> Iterator[Record]:
     found = session.execute(query).all()
     found = sorted(found, key=lambda pair: stages[pair[1].stage_id].position)
     commit, dirty = lineage.commit(run)
-    steps = Lineage(run)
+    steps = Lineage(session, run) if traced else None
     for order, (row, by) in enumerate(found):
         yield Record(
             run=run.name, pipeline=run.pipeline, params=run.params,
             stage=stages[by.stage_id].name, order=order,
             job=by.number, attempt=by.attempt, submitted=by.submitted, started=by.started,
             finished=by.finished, host=by.host, commit=commit, dirty=dirty,
-            lineage=steps.of(stages[by.stage_id]), values=row.values,
+            lineage=steps.of(stages[by.stage_id]) if steps else [], values=row.values,
         )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def ledger(project: Path) -> Ledger:
 
 def read(ledger: Ledger, *names: str) -> Results:
     with ledger.session() as session:
-        return results.from_ledger(session, names)
+        return results.from_ledger(session, names, traced=True)
 
 
 def test_a_cell_is_mean_and_sample_deviation_of_what_matches(ledger: Ledger) -> None:
