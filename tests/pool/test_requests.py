@@ -41,10 +41,14 @@ stages:
 
 @pytest.fixture
 def strict(configure: Configure) -> None:
-    """The pool with the policy that most real ones have: what uses too much is stopped."""
+    """The pool with the policy that most real ones have: what uses too much is stopped.
+
+    A claim is for one job: else a job may come into the larger slot that another one has left, and
+    end well there before its own request has grown.
+    """
     configure(
         "use POLICY : HOLD_IF_MEMORY_EXCEEDED\nuse POLICY : HOLD_IF_DISK_EXCEEDED\n"
-        "PERIODIC_EXPR_INTERVAL = 3\n"
+        "PERIODIC_EXPR_INTERVAL = 3\nCLAIM_WORKLIFE = 0\n"
     )
 
 
