@@ -24,6 +24,7 @@ from robust.attacks import (
     pgd,
     pgd_attack,
     random_start,
+    reported,
     trades_attack,
     transfer,
     withstands,
@@ -407,3 +408,20 @@ def test_a_network_in_half_precision_is_never_reported(model: ResNet) -> None:
         correct(Twin(model, torch.bfloat16), images, labels)
     with pytest.raises(TypeError, match=r"float32, not in torch\.float64"):
         correct(model, images.double(), labels)
+
+
+def test_a_reported_network_gets_batches_of_few_sizes(model: ResNet) -> None:
+    """Attacks drop broken images; batches of every size would make the heap grow and grow."""
+    images, _ = digits(100)
+    expected = model.eval()(images)
+    sizes: list[int] = []
+    model.conv1.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with torch.no_grad(), reported(model, images), reported(model, images):
+        for size in range(101):
+            logits = model(images[:size])
+            assert logits.shape == (size, expected.shape[1])
+            torch.testing.assert_close(logits, expected[:size])
+    assert all(size <= filled <= 1.125 * size for size, filled in enumerate(sizes))
+    assert len(set(sizes)) == 1 + 16 + 8 + 8 + 5
+    model(images[:99])
+    assert sizes[-1] == 99
