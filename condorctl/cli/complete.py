@@ -56,10 +56,10 @@ def _runs() -> Iterator[Offer]:
     from sqlalchemy import select
 
     from condorctl import paths
-    from condorctl.ledger import Ledger, Run
+    from condorctl.ledger import NEWEST_FIRST, Ledger, Run
 
     with Ledger(paths.ledger()).session() as session:
-        for run in session.scalars(select(Run).order_by(Run.id.desc()).limit(_JOBS_LOOKED_AT)):
+        for run in session.scalars(select(Run).order_by(*NEWEST_FIRST).limit(_JOBS_LOOKED_AT)):
             yield run.name, run.state
 
 

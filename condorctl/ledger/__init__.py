@@ -97,6 +97,11 @@ class Run(Base):
         return Path(self.dag_file) if self.dag_file else None
 
 
+# By when, not by the order they were entered in: a rebuilt ledger enters them in another one, and
+# `adopt` takes in what was submitted a week ago.
+NEWEST_FIRST = (Run.submitted.desc(), Run.id.desc())
+
+
 class Stage(Base):
     """One node of a run's graph; of adopted jobs without a DAG, one cluster."""
 

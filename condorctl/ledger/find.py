@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from condorctl.errors import UserError, suggest
-from condorctl.ledger import Job, Run, Stage
+from condorctl.ledger import NEWEST_FIRST, Job, Run, Stage
 
 # A cluster or a job of it, as condor_q and the ledger write them.
 JOB_ID = re.compile(r"(?:(?P<schedd>.+)#)?(?P<cluster>\d{1,10})(?:\.(?P<proc>\d{1,10}))?")
@@ -26,7 +26,7 @@ def run(session: Session, name: str | None) -> Run:
 
     Raises UserError when there is none.
     """
-    latest = select(Run).order_by(Run.id.desc()).limit(1)
+    latest = select(Run).order_by(*NEWEST_FIRST).limit(1)
     if session.get_bind().dialect.name != "sqlite":
         # A group's ledger; one's own file is one's own, also when root's pool runs as another user.
         latest = latest.where(Run.owner == getpass.getuser())

@@ -25,7 +25,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from condorctl.errors import UserError, suggest
-from condorctl.ledger import Ledger, Run, find
+from condorctl.ledger import NEWEST_FIRST, Ledger, Run, find
 from condorctl.ledger import Stage as Entry
 from condorctl.spec.pipeline import Pipeline, Stage, is_url, split_input
 from condorctl.submit import content, universe
@@ -225,7 +225,7 @@ def _from_run(
 
 def _latest_of(session: Session, pipeline: str) -> Run:
     query = select(Run).where(Run.pipeline == pipeline, Run.owner == getpass.getuser())
-    found = session.scalar(query.where(Run.kind == "pipeline").order_by(Run.id.desc()).limit(1))
+    found = session.scalar(query.where(Run.kind == "pipeline").order_by(*NEWEST_FIRST).limit(1))
     if not found:
         raise UserError(f"--from: there is no earlier run of {pipeline} to take stages from", 1)
     return found
@@ -237,7 +237,7 @@ def _finished(session: Session, name: str, prints: Prints) -> list[Done]:
         select(Entry)
         .join(Run)
         .where(Entry.name == name, Run.owner == getpass.getuser(), Run.kind == "pipeline")
-        .order_by(Run.id.desc())
+        .order_by(*NEWEST_FIRST)
         .limit(_MOST)
     )
     found: list[Done] = []

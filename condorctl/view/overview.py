@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from condorctl.condor import cluster
 from condorctl.condor.codes import JobUniverse
-from condorctl.ledger import Job, Run, Stage, find, job_states, stage_states
+from condorctl.ledger import NEWEST_FIRST, Job, Run, Stage, find, job_states, stage_states
 from condorctl.view import cost, status, sweeps
 
 Json = dict[str, Any]
@@ -29,7 +29,7 @@ def runs(session: Session, limit: int | None, unreachable: str | None, since: fl
     (`cost.Cost.as_json`), as_of, unreachable as in `status.describe`. `total` counts all runs.
     """
     jobs = selectinload(Run.stages).selectinload(Stage.jobs)
-    query = select(Run).order_by(Run.id.desc()).limit(limit).options(jobs.selectinload(Job.states))
+    query = select(Run).order_by(*NEWEST_FIRST).limit(limit).options(jobs.selectinload(Job.states))
     found = [_run(run, status.doubt(run, unreachable, since)) for run in session.scalars(query)]
     return {"runs": found, "total": session.scalar(select(func.count()).select_from(Run)) or 0}
 
@@ -68,7 +68,7 @@ def costs(
     """
     if names is None:
         jobs = selectinload(Run.stages).selectinload(Stage.jobs)
-        query = select(Run).order_by(Run.id.desc()).options(jobs.selectinload(Job.states))
+        query = select(Run).order_by(*NEWEST_FIRST).options(jobs.selectinload(Job.states))
         runs = list(session.scalars(query))
     else:
         runs = [find.run(session, name) for name in dict.fromkeys(names) or [None]]
