@@ -14,7 +14,7 @@ from sqlalchemy import select
 from condorctl import paths
 from condorctl.errors import UserError
 from condorctl.ledger import Job, Ledger, Run, Stage, events, find, rebuild, runfile
-from condorctl.view import show, status
+from condorctl.view import overview, show, status
 from tests.unit.test_events import ENDED, EVICTED, EXECUTE, SUBMIT
 
 
@@ -113,6 +113,10 @@ def test_a_run_comes_without_the_one_it_stands_on_and_is_linked_later(
     again(ledger)
     with ledger.session() as session:
         assert find.run(session, "p-2").stages[0].origin.run.name == "p-1"
+        # The newest is the one submitted last, not the one entered last.
+        assert find.run(session, None).name == "p-2"
+        listed = overview.runs(session, None, None, 0.0)["runs"]
+        assert [run["run"] for run in listed] == ["p-2", "p-1"]
     assert sorted(views(ledger)[:2], key=lambda view: view["run"]) == before[:2]
 
 
