@@ -1,31 +1,49 @@
-"""Networks under PGD-20 a second time, by foolbox: `python exp/second_look.py CHECKPOINT ...`.
+"""Networks under PGD-20 a second time, by foolbox: `python exp/second_look.py NETWORK ...`.
 
-Prints the share of test images that stand, by ours and by foolbox's attack with the same ε, step
-and number of steps. Ours counts an image as broken once any step has broken it, foolbox's by its
-last step alone, so ours is to be lower by a little. ROBUST_DATA_ROOT says where images are.
+NETWORK is a checkpoint, or the sparse file of an export with `--preset`, which says on what test
+part. Prints the share of test images that stand, by ours and by foolbox's attack with the same ε,
+step and number of steps. Ours counts an image as broken once any step has broken it, foolbox's by
+its last step alone, so ours is to be lower by a little. ROBUST_DATA_ROOT says where images are.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 
 import foolbox
 import torch
 
-from robust import checkpoint
+import robust
+from robust import checkpoint, data
 from robust.attacks import correct, reported, withstands
+from robust.config import load_preset
+from robust.data import Part
+from robust.models import ResNet
 
 STEPS = 20
 BATCH = 250
 
-for path in sys.argv[1:]:
+
+def opened(path: str, preset: str) -> tuple[ResNet, Part, float, int]:
+    """The network at `path`, the test part it is to be judged on, ε, and a seed for the starts."""
+    root = os.environ.get("ROBUST_DATA_ROOT")
+    if path.endswith(".safetensors"):
+        config = load_preset(preset)
+        return robust.load(path), data.load(config.data, root).test, config.evaluate.epsilon, 0
     source = checkpoint.load(path, checkpoint.CLASSIFIERS, None)
+    test = checkpoint.load_data(source.config, root, (path, source)).test
     model = checkpoint.restore(source, path).eval()
-    root, cpu = os.environ.get("ROBUST_DATA_ROOT"), torch.device("cpu")
-    test = checkpoint.load_data(source.config, root, (path, source), device=cpu).test
-    epsilon = source.config.evaluate.epsilon
-    torch.manual_seed(source.seed)
+    return model, test, source.config.evaluate.epsilon, source.seed
+
+
+parser = argparse.ArgumentParser(description="networks under foolbox's PGD-20 beside our own")
+parser.add_argument("networks", nargs="+", help="checkpoints, or sparse files")
+parser.add_argument("--preset", default="smoke", help="of a sparse file: whose test part and ε")
+options = parser.parse_args()
+for path in options.networks:
+    model, test, epsilon, seed = opened(path, options.preset)
+    torch.manual_seed(seed)
     attack = foolbox.attacks.LinfPGD(abs_stepsize=epsilon / 10, steps=STEPS, random_start=True)
     clean = ours = theirs = 0
     for index in torch.arange(len(test)).split(BATCH):
@@ -39,4 +57,4 @@ for path in sys.argv[1:]:
             _, _, broken = attack(wrapped, images, labels, epsilons=epsilon)
         theirs += int((~broken & right).sum())
     share = [f"{100 * count / len(test):.2f} %" for count in (clean, ours, theirs)]
-    print(f"{path}: clean {share[0]}, PGD-{STEPS} {share[1]}, by foolbox {share[2]}")
+    print(f"{path}: clean {share[0]}, PGD-{STEPS} {share[1]}, by foolbox {share[2]}", flush=True)
