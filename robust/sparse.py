@@ -98,6 +98,20 @@ def load(path: str | os.PathLike[str]) -> ResNet:
     Images (N, C, H, W), float32 in [0, 1], to logits (N, classes).
     Raises UserError, one line that names `path`, when it is missing, damaged or not such a file.
     """
+    header, stored = _read(path)
+    try:
+        return _network(header, stored)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; export the network again") from None
+
+
+def read_card(path: str | os.PathLike[str]) -> Card:
+    """What the sparse file `path` says besides the weights. Raises UserError as `load` does."""
+    load(path)
+    return Card(**_read(path)[0].model_dump(exclude={"content"}))
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[_Header, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
@@ -110,13 +124,11 @@ def load(path: str | os.PathLike[str]) -> ResNet:
     if text is None:
         raise UserError(f"{path}: a safetensors file, but not of `python -m robust export`")
     try:
-        return _network(_Header.model_validate_json(text), stored)
+        return _Header.model_validate_json(text), stored
     except ValidationError as error:
         first = error.errors()[0]
         where = " ".join(["header", *(str(part) for part in first["loc"])])
         raise UserError(f"{path}: {where}: {first['msg']}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; export the network again") from None
 
 
 def _network(header: _Header, stored: dict[str, Tensor]) -> ResNet:

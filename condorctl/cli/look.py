@@ -185,20 +185,28 @@ def results(
         Path | None,
         typer.Option("--from", metavar="DIR", help="Read what --save wrote, not the ledger."),
     ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option("--table", metavar="WORDS", help="Only tables whose title has these words."),
+    ] = None,
 ) -> None:
     """Print the final figures of runs: the tables that their pipeline declares, else all rows."""
     from condorctl.view import results as rows
     from condorctl.view import tables
 
     _one_of(json=as_json, markdown=as_markdown, csv=as_csv)
+    _one_of(table=table, all=every)
+    _one_of(table=table, csv=as_csv)
+    _one_of(table=table, save=save)
     if metrics:
-        _one_of(metrics=metrics, save=save, **{"from": source})
+        _one_of(metrics=metrics, save=save, table=table, **{"from": source})
         _metrics(runs or [], as_json, as_markdown, as_csv)
         return
     found = rows.load(api.open_ledger, runs or [], source, traced=save is not None)
     if not found.records and (save or as_csv or not (as_json or found.tables)):
         where = source or f"{found.names}: `condorctl status` shows what is done"
         raise UserError(f"no results yet in {where}", 1)
+    found = found if table is None else rows.titled(found, table)
     if save:
         rows.save(found, save)
         terminal.complain([f"{len(found.records)} results saved in {save}"])

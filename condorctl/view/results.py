@@ -6,6 +6,7 @@ An accuracy is a fraction in 0..1 in a row, and in percent wherever a table show
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import statistics
@@ -172,6 +173,18 @@ def from_folder(folder: Path, names: Sequence[str]) -> Results:
         tables,
         _last_attempts(r for of_run in chosen for r in sorted(of_run, key=lambda r: r.order)),
     )
+
+
+def titled(results: Results, words: str) -> Results:
+    """`results` with those of the tables alone whose title has `words` in it, in any case.
+
+    Raises UserError when there is none.
+    """
+    tables = [table for table in results.tables if words.casefold() in table.title.casefold()]
+    if not tables:
+        there = "; ".join(repr(table.title) for table in results.tables) or "none"
+        raise UserError(f"--table {words!r}: no table's title has this in it; there is {there}")
+    return dataclasses.replace(results, tables=tables)
 
 
 def save(results: Results, folder: Path) -> None:

@@ -248,6 +248,22 @@ def test_the_command_prints_saves_and_converts(
     assert "one of them" in one_error_line(condorctl("results", "--json", "--markdown"))
 
 
+def test_one_table_alone(project: Path, condorctl: Condorctl) -> None:
+    for title in ("White-box", "Black-box (transfer)"):
+        results.save(made(*OURS, table={**TABLE, "title": title}), Path("saved"))
+    both = condorctl("results", "--from", "saved", "--json")
+    assert [table["title"] for table in json.loads(both.stdout)["tables"]] == [
+        "White-box", "Black-box (transfer)"
+    ]  # fmt: skip
+    one = condorctl("results", "--from", "saved", "--table", "black-BOX (", "--markdown").stdout
+    assert "### Black-box (transfer)" in one and "White-box" not in one
+    missing = condorctl("results", "--from", "saved", "--table", "grey")
+    assert "there is 'White-box'; 'Black-box (transfer)'" in one_error_line(missing)
+    for other in ("--all", "--csv", "--metrics", "--save=x"):
+        line = one_error_line(condorctl("results", "--table", "x", other))
+        assert "--table" in line and line.endswith("name one of them"), line
+
+
 def test_a_run_without_results_shows_its_tables_and_has_nothing_to_save(
     ledger: Ledger, project: Path, condorctl: Condorctl
 ) -> None:
