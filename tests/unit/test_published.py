@@ -1,14 +1,19 @@
-"""Every published table is what its command prints from the JSON files beside it."""
+"""Every published table and card is what its command makes of the JSON files beside it."""
 
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import robust
+from robust import sparse
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,3 +45,22 @@ def test_a_published_table_is_what_its_command_prints(file: str, command: str, t
         check=True,
     )
     assert text.strip() == done.stdout.strip(), f"{file}: paste again what `{command}` prints"
+
+
+NETWORKS = sorted((ROOT / "exp" / "models").glob("*/model.safetensors"))
+
+
+def test_there_is_a_published_network() -> None:
+    assert NETWORKS
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.parent.name)
+def test_a_published_network_is_the_one_its_card_tells_of(network: Path) -> None:
+    made = runpy.run_path(str(ROOT / "exp" / "card.py"))
+    assert (network.parent / "README.md").read_text("utf-8") == made["card"](network.parent)
+    # It is what the last stage before its evaluation wrote, and loads in two lines.
+    _, result = made["result_of"](sparse.read_card(network).checkpoint)
+    trained = [step["outputs"]["checkpoint.pt"] for step in result["lineage"][:-1]
+               if step["stage"].startswith("finetune")]  # fmt: skip
+    assert trained == [sparse.read_card(network).checkpoint]
+    assert robust.load(network)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
