@@ -72,17 +72,24 @@ def cost(runs: Sequence[str] = (), all: bool = False) -> Json:
     return {**found, "note": str(unknown) or None}
 
 
-def results(runs: Sequence[str] = (), source: Path | None = None, metrics: bool = False) -> Json:
+def results(
+    runs: Sequence[str] = (),
+    source: Path | None = None,
+    metrics: bool = False,
+    table: str | None = None,
+) -> Json:
     """The final figures of runs, from the ledger or from a folder that `results --save` wrote.
 
-    With `metrics`, those of every epoch, of jobs that run, too (`view.metrics`).
+    With `metrics`, those of every epoch, of jobs that run, too (`view.metrics`); with `table`, only
+    the tables whose title has these words.
     """
     from condorctl.view import metrics as epochs
     from condorctl.view import results as rows
 
     if metrics:
         return epochs.as_json(epochs.load(open_ledger(), runs))
-    return rows.as_json(rows.load(open_ledger, runs, source))
+    found = rows.load(open_ledger, runs, source)
+    return rows.as_json(found if table is None else rows.titled(found, table))
 
 
 def show(run: str | None = None) -> Json:

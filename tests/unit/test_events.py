@@ -404,8 +404,12 @@ def test_what_a_later_attempt_wrote_is_not_taken_for_an_earlier_ones(
 
 
 def test_half_an_event_is_not_waited_for(ledger: Ledger, project: Path) -> None:
-    write(project, "nodes.log", SUBMIT.format(8, "one", 1) + EXECUTE.format(8, 1)[:40])
-    began = time.monotonic()
-    assert states(ledger)[0] == "idle"
-    # HTCondor's own reader waits a second for its other half, and the ledger's lock is held.
-    assert time.monotonic() - began < 0.9
+    took = []
+    for size in (40, 42, 44):
+        write(project, "nodes.log", SUBMIT.format(8, "one", 1) + EXECUTE.format(8, 1)[:size])
+        began = time.monotonic()
+        assert states(ledger)[0] == "idle"
+        took.append(time.monotonic() - began)
+    # HTCondor's own reader waits a second for the other half, each time, and the ledger's lock is
+    # held; a busy machine is slow once.
+    assert min(took) < 0.9, took
