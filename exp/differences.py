@@ -7,19 +7,19 @@ accuracy: the mean, then each seed's.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
+from condorctl.view.results import from_folder
+
 folder, *methods = sys.argv[1:]
 # [method][seed] = the row
 rows: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in methods}
-for file in Path(folder).glob("*.evaluate*.json"):
-    values = json.loads(file.read_text("utf-8"))["values"]
-    if values["model"] in rows:
-        rows[values["model"]][values["details"]["seed"]] = values
+for record in from_folder(Path(folder), []).records:
+    if record.values["model"] in rows:
+        rows[record.values["model"]][record.values["details"]["seed"]] = record.values
 first, second = rows.values()
 seeds = sorted(first.keys() & second.keys())
 if not seeds:

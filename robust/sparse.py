@@ -98,17 +98,21 @@ def load(path: str | os.PathLike[str]) -> ResNet:
     Images (N, C, H, W), float32 in [0, 1], to logits (N, classes).
     Raises UserError, one line that names `path`, when it is missing, damaged or not such a file.
     """
-    header, stored = _read(path)
-    try:
-        return _network(header, stored)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; export the network again") from None
+    return _checked(path)[1]
 
 
 def read_card(path: str | os.PathLike[str]) -> Card:
     """What the sparse file `path` says besides the weights. Raises UserError as `load` does."""
-    load(path)
-    return Card(**_read(path)[0].model_dump(exclude={"content"}))
+    return _checked(path)[0]
+
+
+def _checked(path: str | os.PathLike[str]) -> tuple[Card, ResNet]:
+    header, stored = _read(path)
+    card = Card(**header.model_dump(exclude={"content"}))
+    try:
+        return card, _network(card, header.content, stored)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; export the network again") from None
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[_Header, dict[str, Tensor]]:
@@ -131,13 +135,12 @@ def _read(path: str | os.PathLike[str]) -> tuple[_Header, dict[str, Tensor]]:
         raise UserError(f"{path}: {where}: {first['msg']}") from None
 
 
-def _network(header: _Header, stored: dict[str, Tensor]) -> ResNet:
-    """The network of `header` with the tensors of `stored`; ValueError unless they fit exactly."""
+def _network(card: Card, content: str, stored: dict[str, Tensor]) -> ResNet:
+    """The network of `card` with the tensors of `stored`; ValueError unless they fit exactly."""
     for name, tensor in stored.items():
         if tensor.dtype not in (torch.uint8, *DTYPES.values()):
             raise ValueError(f"{name} is of type {tensor.dtype}")
-    card = Card(**header.model_dump(exclude={"content"}))
-    if header.content != _content(card, stored):
+    if content != _content(card, stored):
         raise ValueError("content does not match its hash")
     if len(card.widths) != len(card.blocks) or sum(card.blocks) > len(stored):
         raise ValueError("holds fewer tensors than its architecture has")

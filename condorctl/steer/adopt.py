@@ -24,6 +24,7 @@ from condorctl.condor import cluster, dagman
 from condorctl.condor.codes import JobEvent, JobStatus, JobUniverse
 from condorctl.errors import UserError
 from condorctl.ledger import (
+    NEWEST_FIRST,
     Job,
     Ledger,
     Run,
@@ -251,7 +252,7 @@ def _graph(files: Sequence[str], folder: Path, dag: Path, in_place: bool) -> dag
 def _enter_dag(ledger: Ledger, told: _Dag, schedd: str, name: str | None, exact: bool) -> str:
     dag, (number, submitted) = told.file, told.begun[-1]
     with ledger.session() as session:
-        known = session.scalar(select(Run).where(Run.dag_file == str(dag)).order_by(Run.id.desc()))
+        known = session.scalar(select(Run).where(Run.dag_file == str(dag)).order_by(*NEWEST_FIRST))
         if known and known.schedd == schedd and number in (known.cluster, *known.earlier):
             raise UserError(f"DAG job {number} is in the ledger already: it is {known.name}", 1)
         if known and known.kind == "dag" and known.schedd == schedd and not known.cleaned:
