@@ -5,7 +5,8 @@ only input computes no weight gradient, which is a third of a full backward pass
 `.grad` as it was. Indices and results lie on the images' device.
 
 A training attack draws from torch's default generator and runs whatever precision its network
-has. What is reported (`correct`, `withstands`, `transfer`) runs in full fp32, see `reported`.
+has; all that follows its start is one function of tensors, which `run` may replay (`graphs`).
+What is reported (`correct`, `withstands`, `transfer`) runs in full fp32, see `reported`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from robust.graphs import Run, plain
 from robust.losses import divergence, nt_xent
 from robust.models import eval_mode
 from robust.options import Adversary, Pretrain
@@ -60,57 +62,62 @@ def _project(x: Tensor, images: Tensor, epsilon: float) -> Tensor:
     return x.clamp((images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1))
 
 
-def trades_attack(model: nn.Module, images: Tensor, options: Adversary) -> Tensor:
+def trades_attack(model: nn.Module, images: Tensor, options: Adversary, run: Run = plain) -> Tensor:
     """The images that TRADES trains on: maximise KL(f(x) ‖ f(x')) from x + N(0, start²).
 
     1 + 2·steps forward-equivalents: the clean logits do not change during the attack.
     """
-    with eval_mode(model):
+
+    def ascend_trades(images: Tensor, start: Tensor) -> Tensor:
         with torch.no_grad():
             clean = model(images)
-        return pgd(
-            images,
-            images + options.start * torch.randn_like(images),
-            lambda x: divergence(clean, model(x)),
-            epsilon=options.epsilon,
-            alpha=options.alpha,
-            steps=options.steps,
-        )
+        return _ascend(images, start, lambda x: divergence(clean, model(x)), options)
+
+    with eval_mode(model):
+        start = images + options.start * torch.randn_like(images)
+        return run(ascend_trades, images, start)
 
 
-def pgd_attack(model: nn.Module, images: Tensor, labels: Tensor, options: Adversary) -> Tensor:
+def pgd_attack(
+    model: nn.Module, images: Tensor, labels: Tensor, options: Adversary, run: Run = plain
+) -> Tensor:
     """The images that PGD training and r-LE see: maximise the cross-entropy from a random start.
 
     2·steps forward-equivalents (Madry et al. 2018).
     """
+
+    def ascend_pgd(images: Tensor, start: Tensor, labels: Tensor) -> Tensor:
+        return _ascend(images, start, lambda x: F.cross_entropy(model(x), labels), options)
+
     with eval_mode(model):
-        return pgd(
-            images,
-            random_start(images, options.epsilon),
-            lambda x: F.cross_entropy(model(x), labels),
-            epsilon=options.epsilon,
-            alpha=options.alpha,
-            steps=options.steps,
-        )
+        return run(ascend_pgd, images, random_start(images, options.epsilon), labels)
 
 
-def instance_attack(embed: nn.Module, images: Tensor, target: Tensor, options: Pretrain) -> Tensor:
+def instance_attack(
+    embed: nn.Module, images: Tensor, target: Tensor, options: Pretrain, run: Run = plain
+) -> Tensor:
     """RoCL's instance-wise attack: push `images` (view t1) away from `target` (view t2).
 
     Maximises the 2-view NT-Xent. The target's embedding is computed once, which is exact: it
     enters the loss through stop-gradient and through rows that do not depend on the images.
     """
-    with eval_mode(embed):
+
+    def ascend_instance(images: Tensor, start: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
             anchor = embed(target)
-        return pgd(
-            images,
-            random_start(images, options.epsilon),
-            lambda x: nt_xent([embed(x), anchor], options.temperature),
-            epsilon=options.epsilon,
-            alpha=options.alpha,
-            steps=options.steps,
-        )
+        temperature = options.temperature
+        return _ascend(images, start, lambda x: nt_xent([embed(x), anchor], temperature), options)
+
+    with eval_mode(embed):
+        return run(ascend_instance, images, random_start(images, options.epsilon), target)
+
+
+def _ascend(
+    images: Tensor, start: Tensor, loss: Callable[[Tensor], Tensor], options: Adversary | Pretrain
+) -> Tensor:
+    return pgd(
+        images, start, loss, epsilon=options.epsilon, alpha=options.alpha, steps=options.steps
+    )
 
 
 def correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def load(path: str, stages: Iterable[str], keep: float | None = None) -> Checkpo
         raise UserError(f"{path}: {where}: {first['msg']}; make it again") from None
     checkpoint = Checkpoint(
         **dict(values),
-        config=from_dict(payload["config"], where=path),
+        config=from_dict(payload["config"], where=path, old=True),
         weights=payload["weights"],
         masks=payload["masks"],
     )

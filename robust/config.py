@@ -29,18 +29,25 @@ def load_preset(name: str) -> Config:
     return from_dict(tomllib.loads(text), where=presets[name].name)
 
 
-def from_dict(values: Mapping[str, Any], where: str) -> Config:
-    """A Config from nested plain values; `where` names their origin in a UserError."""
+def from_dict(values: Mapping[str, Any], where: str, *, old: bool = False) -> Config:
+    """A Config from nested plain values; `where` names their origin in a UserError.
+
+    Those of an `old` checkpoint may lack options that came later.
+    """
     kinds = get_type_hints(Config)
     _same_names(values, kinds, where)
     sections = {}
     for section, kind in kinds.items():
         types = get_type_hints(kind)
-        _same_names(values[section], types, f"{where}: [{section}]")
+        given = values[section]
+        if old and isinstance(given, Mapping):
+            later = {f.name: f.metadata["before"] for f in fields(kind) if f.metadata["before"]}
+            given = {**later, **given}
+        _same_names(given, types, f"{where}: [{section}]")
         checked = {}
         for f in fields(kind):
             at = f"{where}: {section}.{f.name}"
-            checked[f.name] = _checked(values[section][f.name], types[f.name], f.metadata, at)
+            checked[f.name] = _checked(given[f.name], types[f.name], f.metadata, at)
         sections[section] = kind(**checked)
     return _consistent(Config(**sections), where)
 

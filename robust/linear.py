@@ -104,8 +104,8 @@ class LinearEvaluation(Stage):
             return images, labels
         seen = augment(images, self.config.augment)
         if self.config.linear.robust:
-            self.twin.refresh()
-            seen = pgd_attack(self.twin, seen, labels, self.config.adversary)
+            self.replay(self.twin.refresh)
+            seen = pgd_attack(self.twin, seen, labels, self.config.adversary, self.replay)
         if not self.config.linear.finetune:
             with torch.no_grad():
                 return self.network.features(seen), labels

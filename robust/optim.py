@@ -121,11 +121,14 @@ class Average(Generic[Network]):
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         present = model.state_dict()
-        for name, average in self.model.state_dict().items():
-            if average.is_floating_point():
-                average.lerp_(present[name], 1 - decay)
-            else:
-                average.copy_(present[name])
+        averages = self.model.state_dict()
+        moving = [name for name, average in averages.items() if average.is_floating_point()]
+        # One kernel for all on a GPU, where to launch one for each takes a tenth of a step.
+        torch._foreach_lerp_(
+            [averages[name] for name in moving], [present[name] for name in moving], 1 - decay
+        )
+        for name in averages.keys() - moving:
+            averages[name].copy_(present[name])
 
 
 @contextmanager

@@ -14,10 +14,21 @@ def option(
     low: float = 0,
     high: float = math.inf,
     choices: tuple[str, ...] = (),
+    before: Any = None,
 ) -> Any:
-    """An option without a default: what it does, who says so, its closed range."""
+    """An option without a default: what it does, who says so, its closed range.
+
+    `before`: what checkpoints were made with that are older than the option.
+    """
     return field(
-        metadata={"doc": doc, "source": source, "low": low, "high": high, "choices": choices}
+        metadata={
+            "doc": doc,
+            "source": source,
+            "low": low,
+            "high": high,
+            "choices": choices,
+            "before": before,
+        }
     )
 
 
@@ -200,6 +211,12 @@ class Compute:
         "precision of the attacks that make training images; auto: bf16 on a GPU, fp32 elsewhere",
         "ours; measured and reported attacks are always fp32",
         choices=("auto", "fp32", "bf16"),
+    )
+    training: str = option(
+        "precision of the passes that train: bf16 is autocast; auto: bf16 on a GPU, fp32 elsewhere",
+        "torch.amp; weights, scores and optimiser are always fp32",
+        choices=("auto", "fp32", "bf16"),
+        before="fp32",
     )
 
 

@@ -71,8 +71,9 @@ class Pretraining(Stage):
         t1, t2 = (views.random_view(images, self.config.views, self.strength) for _ in range(2))
         if not self.config.pretrain.adversarial:
             return t1, t2
-        self.twin.refresh()
-        return t1, t2, instance_attack(self.attacked, t1, t2, self.config.pretrain)
+        self.replay(self.twin.refresh)
+        attacked = instance_attack(self.attacked, t1, t2, self.config.pretrain, self.replay)
+        return t1, t2, attacked
 
     def loss(self, *batch: Tensor) -> Tensor:
         options = self.config.pretrain

@@ -50,10 +50,11 @@ class Training(Stage):
         images = augment(images, self.config.augment)
         if self.trainer == "plain":
             return images, labels
-        self.twin.refresh()
+        self.replay(self.twin.refresh)
+        options = self.config.adversary
         if self.trainer == "pgd":
-            return pgd_attack(self.twin, images, labels, self.config.adversary), labels
-        return images, labels, trades_attack(self.twin, images, self.config.adversary)
+            return pgd_attack(self.twin, images, labels, options, self.replay), labels
+        return images, labels, trades_attack(self.twin, images, options, self.replay)
 
     def loss(self, *batch: Tensor) -> Tensor:
         images, labels, *adversarial = batch

@@ -16,6 +16,7 @@ from robust import checkpoint
 from robust.attacks import correct, withstands
 from robust.checkpoint import Checkpoint, DataCard
 from robust.data import Dataset, Part, batches, shuffled
+from robust.graphs import Replay
 from robust.models import ResNet, Twin
 from robust.optim import Average, build, perturbed
 from robust.options import Adversary, Averaged, Config, Optimisation, Pretrain, Supervised
@@ -36,10 +37,16 @@ class Stage(ABC):
     ) -> None:
         self.network, self.options, self.config = network, options, config
         self.seed, self.dataset = seed, dataset
-        # bf16 is for a GPU's attacks alone, unless it is asked for.
-        chosen = config.compute.attack
-        half = chosen == "bf16" or (chosen == "auto" and network.conv1.weight.is_cuda)
+        device = network.conv1.weight.device
+        half = _half(config.compute.attack, device)
         self.twin = Twin(network, torch.bfloat16 if half else torch.float32)
+        self.replay = Replay(device)
+        self._mixed = partial(
+            torch.autocast,
+            device.type,
+            torch.bfloat16,
+            enabled=_half(config.compute.training, device),
+        )
 
     def refuse_lone_image(self) -> None:
         """UserError when BN, in train mode, would meet one value a channel: it has no deviation.
@@ -70,6 +77,11 @@ class Stage(ABC):
     @abstractmethod
     def loss(self, *batch: Tensor) -> Tensor:
         """A scalar, the mean over the batch. With AWP it is asked for twice a step."""
+
+    def mixed_loss(self, *batch: Tensor) -> Tensor:
+        """`loss` in the precision that training has (`compute.training`)."""
+        with self._mixed():
+            return self.loss(*batch).float()
 
     def before_step(self) -> None:  # noqa: B027, most stages do nothing here
         """After `backward`, before the optimiser."""
@@ -127,8 +139,8 @@ def fit(stage: Stage, part: Part, out: str) -> str:
         for images, labels in batches(part, options.batch_size, loop.order, loop.batch):
             batch = stage.attack(images, labels)
             optimizer.zero_grad()
-            with perturbed(stage.network, partial(stage.loss, *batch), gamma):
-                loss = stage.loss(*batch)
+            with perturbed(stage.network, partial(stage.mixed_loss, *batch), gamma):
+                loss = stage.mixed_loss(*batch)
                 loss.backward()
             stage.before_step()
             optimizer.step()
@@ -161,6 +173,8 @@ def seed_everything(seed: int) -> None:
     """Same seed, same number of threads, same machine type: the same weights, bit by bit."""
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
+    # Else every new tensor is filled with NaN first, for programs that read what nobody wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def accuracies(network: ResNet, part: Part, adversary: Adversary) -> dict[str, float]:
@@ -178,6 +192,11 @@ def accuracies(network: ResNet, part: Part, adversary: Adversary) -> dict[str, f
         )
         robust += int(standing.sum())
     return {"val_clean": clean / len(part), "val_pgd": robust / len(part)}
+
+
+def _half(chosen: str, device: torch.device) -> bool:
+    """Whether a precision of `options.Compute` means bf16 on `device`."""
+    return chosen == "bf16" or (chosen == "auto" and device.type == "cuda")
 
 
 def _awp(options: Optimisation, epoch: int) -> float:
