@@ -46,6 +46,8 @@ _JOB_ATTRIBUTES = [
 
 # As long as a job that was suspended may take to go on before it is held.
 _WAKE_S = 10.0
+# As long as a held job may take to leave its slot, where it saves a checkpoint, to be released.
+_LEAVE_S = 60.0
 # What a spooled DAGMan job says of where it comes from.
 FOLDER = "CondorctlFolder"
 
@@ -234,15 +236,19 @@ def act(action: str, constraint: str, reason: str) -> tuple[int, int]:
     """Have the schedd "hold", "release" or "remove" the jobs that meet `constraint`.
 
     Returns how many did as told and how many were already so. Raises Unreachable, and UserError
-    when the schedd refuses.
+    when the schedd refuses or what is to be released does not leave its slot.
     """
     htcondor = _htcondor()
     schedd, _ = _schedd()
     try:
         if action == "hold":
             _wake(schedd, f"({constraint}) && JobStatus == {JobStatus.SUSPENDED}")
+        if action == "release" and not _have_left(schedd, constraint):
+            raise UserError("it still leaves the slot where it was held: release it later", 3)
         # The bindings of 25.14 drop a reason that comes without a subcode.
         answer = schedd.act(htcondor.JobAction[action.capitalize()], constraint, (reason, 0))
+    except UserError:
+        raise
     except Exception as error:
         raise _silent(error) from None
     if answer.get("TotalPermissionDenied"):
@@ -262,6 +268,21 @@ def _wake(schedd: Any, suspended: str) -> None:
     deadline = time.monotonic() + _WAKE_S
     while time.monotonic() < deadline and schedd.query(suspended, ["ClusterId"], limit=1):
         time.sleep(0.2)
+
+
+def _have_left(schedd: Any, constraint: str) -> bool:
+    """Wait until the held jobs among these have left their slots; whether they have.
+
+    A job that is released while its shadow is still there becomes idle, but the schedd does not put
+    it among those that it may start (seen with 25.14: until it is held and released once more).
+    """
+    leaving = f"({constraint}) && JobStatus == {JobStatus.HELD} && RemoteHost =!= undefined"
+    deadline = time.monotonic() + _LEAVE_S
+    while schedd.query(leaving, ["ClusterId"], limit=1):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def is_queued(folder: str) -> bool:

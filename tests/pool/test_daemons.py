@@ -11,13 +11,15 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from condorctl.job.folder import Folder
-from tests.chaos.pool import command
+from condorctl.pool.processes import Process
+from tests.chaos.pool import command, parent
 from tests.chaos.world import Task, World, kill
 from tests.pool.test_checkpoints import lines
 
@@ -74,12 +76,27 @@ def world() -> Iterator[World]:
         made.remove()
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 180) -> Any:
+@pytest.fixture(autouse=True)
+def nothing_left_behind(world: World) -> Iterator[None]:
+    """A test that fails half-way must not keep the cores from those after it."""
+    yield
+    world.condorctl("pool", "run", "condor_rm", "-all")
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 180, what: str = "it") -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, f"{what} did not come to pass"
         time.sleep(0.3)
     return value
+
+
+def daemon(world: World, name: str, is_it: Callable[[Process], bool] = lambda _: True) -> Process:
+    """The one daemon of that name; a child it has forked, to copy files, still bears its name."""
+    found = [one for one in world.daemons(name) if is_it(one)]
+    pids = {one.pid for one in found}
+    [only] = [one for one in found if parent(one) not in pids]
+    return only
 
 
 def submit(world: World, stages: Mapping[str, str]) -> str:
@@ -138,7 +155,7 @@ def test_whatever_dies_under_a_job_it_goes_on_from_what_it_had_sent(world: World
     def goes_on(before: dict[str, int]) -> None:
         """Each has begun again, not before the step that was on the submit side."""
         for stage, step in before.items():
-            eventually(lambda stage=stage: len(starts(stage)) > 1)
+            eventually(lambda stage=stage: len(starts(stage)) > 1, what=f"{stage}'s second start")
             first, *later = starts(stage)
             assert (first, min(later) >= step > 0) == (0, True), (stage, step, later)
             (world.witness / f"{stage}.go").touch()
@@ -150,8 +167,7 @@ def test_whatever_dies_under_a_job_it_goes_on_from_what_it_had_sent(world: World
     starter = world.starter_of(task("starter"))
     assert starter and kill(starter)
     job = {one["stage"]: one["job"] for one in world.jobs("running")}["shadow"]
-    [shadow] = [one for one in world.daemons("condor_shadow") if job in command(one)]
-    assert kill(shadow)
+    assert kill(daemon(world, "condor_shadow", lambda one: job in command(one)))
     for what in ("hold", "release"):
         assert world.condorctl(what, f"{run}/hold").returncode == 0
     goes_on(before)
@@ -160,8 +176,7 @@ def test_whatever_dies_under_a_job_it_goes_on_from_what_it_had_sent(world: World
     before = {stage: sent(stage) for stage in ("startd", "node")}
     [node] = world.pool.nodes
     assert task("node").sandbox.is_relative_to(node.execute)
-    [startd] = world.daemons("condor_startd")
-    assert kill(startd)
+    assert kill(daemon(world, "condor_startd"))
     assert node.vanish()
     goes_on(before)
 
@@ -174,12 +189,21 @@ def test_a_stage_that_is_done_and_runs_again_goes_on_from_its_last_checkpoint(wo
     eventually(lambda: newest(world, run, "first"))
     (world.witness / "first.go").touch()
     eventually(lambda: newest(world, run, "second"))
-    eventually(lambda: {one["stage"]: one["job"] for one in world.jobs("running")}.get("second"))
+
+    def running() -> list[str]:
+        jobs = [one for one in world.jobs("running") if one["run"] == run]
+        return [one["job"] for one in jobs if one["stage"] == "second"]
+
+    eventually(running)
     kept = newest(world, run, "first")
 
-    [dagman] = world.daemons("condor_dagman")
+    # That of an earlier run may still be about to end.
+    folder = world.runs / run
+    dagman = daemon(
+        world, "condor_dagman", lambda one: Path(f"/proc/{one.pid}/cwd").resolve() == folder
+    )
     os.kill(dagman.pid, signal.SIGSTOP)
-    [second] = [one["job"] for one in world.jobs("running")]
+    [second] = running()
     assert world.condorctl("pool", "run", "condor_rm", second).returncode == 0
     log = world.runs / run / "count.dag.nodes.log"
     eventually(lambda: "\n009 (" in log.read_text())
@@ -189,3 +213,24 @@ def test_a_stage_that_is_done_and_runs_again_goes_on_from_its_last_checkpoint(wo
     assert starts_of(world, "first")[1] >= kept > 0
     (world.witness / "second.go").touch()
     assert_ends_well(world, run, ("first", "second"))
+
+
+def test_a_job_that_is_released_before_it_has_left_its_slot_starts_again(world: World) -> None:
+    """The schedd forgets a job that is released while its shadow is there; `release` waits."""
+    run = submit(world, {"early": HERE})
+    eventually(lambda: newest(world, run, "early") and world.jobs("running"))
+    # The shadow goes once the startd has answered it.
+    startd = daemon(world, "condor_startd")
+    os.kill(startd.pid, signal.SIGSTOP)
+    try:
+        assert world.condorctl("hold", f"{run}/early").returncode == 0
+        with futures.ThreadPoolExecutor() as threads:
+            released = threads.submit(world.condorctl, "release", f"{run}/early")
+            futures.wait([released], timeout=10)
+            os.kill(startd.pid, signal.SIGCONT)
+    finally:
+        os.kill(startd.pid, signal.SIGCONT)
+    assert released.result().returncode == 0
+    eventually(lambda: len(starts_of(world, "early")) > 1, what="its second start")
+    (world.witness / "early.go").touch()
+    assert_ends_well(world, run, ("early",))
