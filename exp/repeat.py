@@ -1,18 +1,21 @@
 """A published result made again from nothing: `python exp/repeat.py exp/small/RESULT.json ...`.
 
-Runs the commands of its lineage one after the other, without a pool, and compares: each checkpoint
-by its SHA-256, then the figures. ROBUST_DATA_ROOT says where images are. The same bytes are only
-promised on one kind of machine with as many threads (OMP_NUM_THREADS=1 is what a job had);
-elsewhere figures differ as between seeds. Exit code 1 if anything differs.
+Runs the commands of its lineage one after the other, with the code of their commit and without a
+pool, and compares: each checkpoint by its SHA-256, then the figures. ROBUST_DATA_ROOT says where
+images are. The same bytes are only promised on one kind of machine with as many threads
+(OMP_NUM_THREADS=1 is what a job had); elsewhere figures differ as between seeds. Exit code 1 if
+anything differs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -20,14 +23,29 @@ ROOT = Path(__file__).parents[1]
 CHECKPOINT = "checkpoint.pt"
 
 
+def code(commit: str, folder: Path) -> Path:
+    """A folder with the packages as `commit` has them, below `folder`."""
+    place = folder / commit
+    if not place.exists():
+        packed = subprocess.run(
+            ["git", "-C", ROOT, "archive", commit, "robust", "condorctl"],
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(place, filter="data")
+    return place
+
+
 def repeat(result: Path, folder: Path) -> bool:
     """Whether `result`, made again below `folder`, is what was published."""
     record = json.loads(result.read_text("utf-8"))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = dict(os.environ)
     if "ROBUST_DATA_ROOT" in environment:
         environment["ROBUST_DATA_ROOT"] = str(Path(environment["ROBUST_DATA_ROOT"]).absolute())
     same = True
     for step in record["lineage"]:
+        environment["PYTHONPATH"] = str(code(step["commit"], folder.with_name("code")))
         place = folder / step["stage"]
         place.mkdir()
         # A job finds the outputs of other stages in folders of their names.
@@ -57,5 +75,7 @@ if __name__ == "__main__":
     done = []
     for one in results:
         with tempfile.TemporaryDirectory() as made:
-            done.append(repeat(one, Path(made)))
+            folder = Path(made, "stages")
+            folder.mkdir()
+            done.append(repeat(one, folder))
     sys.exit(not all(done))

@@ -40,13 +40,15 @@ def opened(path: str, preset: str) -> tuple[ResNet, Part, float, int]:
 parser = argparse.ArgumentParser(description="networks under foolbox's PGD-20 beside our own")
 parser.add_argument("networks", nargs="+", help="checkpoints, or sparse files")
 parser.add_argument("--preset", default="smoke", help="of a sparse file: whose test part and ε")
+parser.add_argument("--images", type=int, help="how many of the test part, the first; else all")
 options = parser.parse_args()
 for path in options.networks:
     model, test, epsilon, seed = opened(path, options.preset)
     torch.manual_seed(seed)
     attack = foolbox.attacks.LinfPGD(abs_stepsize=epsilon / 10, steps=STEPS, random_start=True)
     clean = ours = theirs = 0
-    for index in torch.arange(len(test)).split(BATCH):
+    count = min(len(test), options.images or len(test))
+    for index in torch.arange(count).split(BATCH):
         images, labels = test.images(index), test.labels[index]
         right = correct(model, images, labels)
         clean += int(right.sum())
@@ -56,5 +58,5 @@ for path in options.networks:
             wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
             _, _, broken = attack(wrapped, images, labels, epsilons=epsilon)
         theirs += int((~broken & right).sum())
-    share = [f"{100 * count / len(test):.2f} %" for count in (clean, ours, theirs)]
+    share = [f"{100 * some / count:.2f} %" for some in (clean, ours, theirs)]
     print(f"{path}: clean {share[0]}, PGD-{STEPS} {share[1]}, by foolbox {share[2]}", flush=True)
