@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,15 @@ DATA = {
 PICKED = {"last": "its last epoch", "best": "its epoch best under PGD on the held-out images"}
 
 
+def results(folder: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The results below `folder`, a glob, each with its file."""
+    for file in sorted(HERE.glob(f"{folder}/*.evaluate*.json")):
+        yield file, json.loads(file.read_text("utf-8"))
+
+
 def result_of(checkpoint: str) -> tuple[Path, dict[str, Any]]:
     """The result of the checkpoint whose file has the SHA-256 `checkpoint`, and where it is."""
-    for file in sorted(HERE.glob("*/*.evaluate*.json")):
-        result = json.loads(file.read_text("utf-8"))
+    for file, result in results("*"):
         if result["values"]["details"]["checkpoint"] == checkpoint:
             return file, result
     raise SystemExit(f"error: no result below {HERE.name}/ is of checkpoint {checkpoint}")
@@ -41,6 +47,7 @@ def card(folder: Path) -> str:
     state = robust.load(folder / MODEL).state_dict()
     masks = {name: state[name] != 0 for name in prunable(state)}
     details = result["values"]["details"]
+    pruned = [other for _, other in results(file.parent.name) if other["values"]["keep"] < 1]
     own = [step for step in result["lineage"] if "checkpoint.pt" in step["outputs"]]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined,
@@ -56,6 +63,8 @@ def card(folder: Path) -> str:
         size=(folder / MODEL).stat().st_size,
         data_name=DATA.get(header.data, header.data),
         picked=PICKED,
+        only=len(pruned) == 1,
+        device=details["machines"][0]["device"],
         epsilon=round(255 * details["config"]["evaluate"]["epsilon"]),
         lineage=[step for step in own if not step["stage"].startswith("surrogate")],
         file=file.relative_to(HERE.parent),
