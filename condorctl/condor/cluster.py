@@ -244,7 +244,7 @@ def act(action: str, constraint: str, reason: str) -> tuple[int, int]:
         if action == "hold":
             _wake(schedd, f"({constraint}) && JobStatus == {JobStatus.SUSPENDED}")
         if action == "release" and not _have_left(schedd, constraint):
-            raise UserError("it still leaves the slot where it was held: release it later", 3)
+            raise UserError("a held job has not left its slot in a minute: release it later", 3)
         # The bindings of 25.14 drop a reason that comes without a subcode.
         answer = schedd.act(htcondor.JobAction[action.capitalize()], constraint, (reason, 0))
     except UserError:

@@ -99,6 +99,17 @@ def test_a_preset_must_set_every_option_and_no_other() -> None:
         from_dict({**to_dict(load_preset("smoke")), "prune": 3}, where="mine.toml")
 
 
+def test_an_old_checkpoint_lacks_what_came_later_and_was_trained_without_it() -> None:
+    values = to_dict(load_preset("smoke"))
+    del values["compute"]["training"]
+    assert from_dict(values, where="old.pt", old=True).compute.training == "fp32"
+    with pytest.raises(UserError, match=r"mine.toml: \[compute\]: training is missing"):
+        from_dict(values, where="mine.toml")
+    del values["train"]["lr"]
+    with pytest.raises(UserError, match=r"old.pt: \[train\]: lr is missing"):
+        from_dict(values, where="old.pt", old=True)
+
+
 @pytest.mark.parametrize("stage", SECTIONS)
 def test_help_explains_every_option_with_its_source(
     stage: str, capsys: pytest.CaptureFixture[str]

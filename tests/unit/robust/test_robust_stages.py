@@ -11,7 +11,7 @@ import torch
 from robust_tiny import run_tiny
 
 from robust import checkpoint
-from robust.checkpoint import Checkpoint
+from robust.checkpoint import Checkpoint, content_hash
 from robust.config import load_preset
 from robust.masks import ScoredPruning, magnitude_masks
 from robust.models import ResNet
@@ -25,8 +25,10 @@ def stored(run: Path, stage: str) -> Checkpoint:
 
 
 def content(run: Path) -> str:
+    """A hash of weights and masks; that of the checkpoint differs with its configuration, too."""
     payload = torch.load(run / "checkpoint.pt", weights_only=True)
-    return str(payload["hash"])
+    rest = {name: None for name in payload if name not in ("weights", "masks")}
+    return content_hash({**payload, **rest})
 
 
 def records(folder: Path, kind: str) -> list[dict[str, object]]:
@@ -249,7 +251,13 @@ def test_every_stage_knows_the_other_trainers(run: Path, tmp_path: Path, trainer
     assert len(hashes) == 2
 
 
-@pytest.mark.parametrize("setting", ["train.awp=0.01", "train.ema=0.9", "train.awp_start=0.5"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("train.awp=0.01", "train.ema=0.9", "train.awp_start=0.5"),
+        *("compute.attack=bf16", "compute.training=bf16"),
+    ],
+)
 def test_options_of_training_change_the_weights(tmp_path: Path, setting: str) -> None:
     """A later start of AWP is a change against AWP from the start, not against none."""
     first = ["--set", "train.awp=0.01"] if "start" in setting else []
