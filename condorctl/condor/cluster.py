@@ -417,9 +417,10 @@ class Start:
 def read_events(path: Path, position: Position) -> Iterator[Ad]:
     """Events in the job event log at `path` from `position` on, which moves along.
 
-    An event of which only a part is written comes when it is whole. Bytes that are no event, as
-    after a write on a disk that was full, are passed over up to the next end of one; DamagedLog is
-    raised then, once all that can be read was read.
+    An event of which only a part is written comes when it is whole. Those of an execution point
+    (types from 100) are of no job and passed over. Bytes that are no event, as after a write on a
+    disk that was full, are passed over up to the next end of one; DamagedLog is raised then, once
+    all that can be read was read.
     """
     end = _end_of_events(path, position.offset)
     if end <= position.offset:
@@ -448,7 +449,8 @@ def _whole_events(htcondor: Any, path: Path, position: Position, end: int) -> It
         for event in log.events(stop_after=0):
             told = {name: event[name] for name in event}
             position.offset = log.__getstate__()[1]
-            yield told
+            if "Cluster" in told:
+                yield told
             if position.offset >= end:
                 return
 

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import select
 
 from condorctl import paths
+from condorctl.condor import cluster
 from condorctl.errors import UserError
 from condorctl.job.folder import Folder
 from condorctl.ledger import Job, Ledger, Metric, Result, Run, Stage, ads, events, find, leavings
@@ -413,3 +414,12 @@ def test_half_an_event_is_not_waited_for(ledger: Ledger, project: Path) -> None:
     # HTCondor's own reader waits a second for the other half, each time, and the ledger's lock is
     # held; a busy machine is slow once.
     assert min(took) < 0.9, took
+
+
+def test_an_event_of_no_job_is_passed_over(tmp_path: Path) -> None:
+    """Those of an execution point, as a flipped bit makes one of a job's."""
+    log = tmp_path / "events.log"
+    log.write_text("1" + SUBMIT.format(3, "one", 0)[1:] + SUBMIT.format(4, "two", 0))
+    position = cluster.Start()
+    assert [event["Cluster"] for event in cluster.read_events(log, position)] == [4]
+    assert position.offset == log.stat().st_size

@@ -35,7 +35,7 @@ def robust(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedPro
         (["train"], "the following arguments are required: --preset"),
         (
             ["train", "--preset", "huge"],
-            "--preset huge: unknown, choose from full, medium, seed,",
+            "--preset huge: unknown, choose from fast, full, medium, seed,",
         ),
         (["train", "--preset", "smoke", "--seed", "-1"], "--seed"),
         (["train", "--preset", "smoke", "--seed", "x"], "'x' is no whole number"),
