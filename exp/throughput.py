@@ -154,19 +154,17 @@ def main(preset: str, pattern: str = "") -> None:
         show(f"{stage}, batch {batch}, {precision}{how}", batch, forwards(stage, config), trained)
     torch.backends.cudnn.benchmark = False
     model = network(config).eval()
-    everything = dataset.test.images(slice(1000))
-    for batch in (250, 1000):
-        x = everything[:batch]
+
+    def reported(batch: int) -> None:
+        x = dataset.test.images(slice(batch))
         with torch.no_grad():
             y = model(x).argmax(1)  # all right, and ε too small to change it: no image drops out
-        forward = partial(correct, model, x, y)
         pgd = partial(withstands, model, x, y, epsilon=1e-9, alpha=1e-10, steps=10)
-        show(f"reported forward, batch {batch}", batch, 1, partial(_same, forward))
-        show(f"reported PGD-10 step, batch {batch}", 10 * batch, 2, partial(_same, pgd))
+        show(f"reported forward, batch {batch}", batch, 1, lambda: partial(correct, model, x, y))
+        show(f"reported PGD-10 step, batch {batch}", 10 * batch, 2, lambda: pgd)
 
-
-def _same(step: Step) -> Step:
-    return step
+    for batch in (250, 1000):
+        reported(batch)
 
 
 if __name__ == "__main__":

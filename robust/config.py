@@ -41,8 +41,8 @@ def from_dict(values: Mapping[str, Any], where: str, *, old: bool = False) -> Co
         types = get_type_hints(kind)
         given = values[section]
         if old and isinstance(given, Mapping):
-            later = {f.name: f.metadata["before"] for f in fields(kind) if f.metadata["before"]}
-            given = {**later, **given}
+            before = {f.name: f.metadata["before"] for f in fields(kind)}
+            given = {**{k: v for k, v in before.items() if v is not None}, **given}
         _same_names(given, types, f"{where}: [{section}]")
         checked = {}
         for f in fields(kind):

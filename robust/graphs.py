@@ -1,8 +1,8 @@
 """What a GPU does alike at every step, recorded once and replayed as a CUDA graph.
 
-An attack of ten steps on a batch of 128 images is a thousand kernels of a few microseconds each: to
-launch them one by one takes longer than to run them. A graph is launched whole (CUDA programming
-guide, "CUDA Graphs"; torch.cuda.CUDAGraph).
+An attack of ten steps on a ResNet-18 is more than a thousand small kernels, which a small batch
+leaves the GPU waiting for when they are launched one by one. A graph is launched whole (CUDA
+programming guide, "CUDA Graphs"; torch.cuda.CUDAGraph).
 """
 
 from __future__ import annotations

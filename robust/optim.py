@@ -123,7 +123,7 @@ class Average(Generic[Network]):
         present = model.state_dict()
         averages = self.model.state_dict()
         moving = [name for name, average in averages.items() if average.is_floating_point()]
-        # One kernel for all on a GPU, where to launch one for each takes a tenth of a step.
+        # Together: on a GPU that is a few kernels, not one for each tensor.
         torch._foreach_lerp_(
             [averages[name] for name in moving], [present[name] for name in moving], 1 - decay
         )
